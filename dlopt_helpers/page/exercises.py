@@ -1,0 +1,115 @@
+"""Exercises that check themselves: fresh inputs, and a hint for each usual mistake."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NOT_ANSWERED = "○ Not answered yet: replace the `...` and run this cell again."
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """Compare a learner's function with the solution on inputs drawn anew at each call.
+
+    Calling the check prints one line: a tick, the hint that belongs to the mistake, or
+    that there is no answer yet. It never raises on account of the answer.
+
+    Args:
+      solution: the right function.
+      inputs: ``inputs(rng)`` returns a dict of keyword arguments for it.
+      mistakes: the usual wrong functions, each with the hint it earns. The hint is given
+        when the answer agrees with that function on every draw.
+      praise: what the learner may note after a right answer.
+      tolerance: relative, with respect to the largest entry of the solution.
+
+    Example:
+      >>> check_double = Check(lambda x: 2 * x, lambda rng: {"x": rng.normal(size=3)},
+      ...                      {"That is the square.": lambda x: x**2}, praise="Twice as much.")
+      >>> check_double(...)
+      ○ Not answered yet: replace the `...` and run this cell again.
+      >>> check_double(lambda x: x * x)
+      ✗ That is the square.
+      >>> check_double(lambda x: x + x)
+      ✓ Correct. Twice as much.
+    """
+
+    solution: Callable
+    inputs: Callable
+    mistakes: dict = field(default_factory=dict)
+    praise: str = ""
+    tolerance: float = 1e-6
+
+    def __call__(self, answer):
+        print(self.judge(answer)[1])
+
+    def judge(self, answer):
+        """Return ``(verdict, line)``; the verdict is True, False, or None without an answer."""
+        if answer is ...:
+            return None, NOT_ANSWERED
+        if not callable(answer):
+            return False, f"✗ The answer is a {type(answer).__name__}; a function is asked for."
+        rng = np.random.default_rng()
+        draws = [self.inputs(rng) for _ in range(DRAWS)]
+        given = []
+        for draw in draws:
+            arguments = copy.deepcopy(draw)
+            try:
+                given.append(answer(**arguments))
+            except NotImplementedError:
+                return None, NOT_ANSWERED
+            except Exception as error:
+                return False, f"✗ The function stopped with {type(error).__name__}: {error}"
+            if _unanswered(given[-1]):
+                return None, NOT_ANSWERED
+            if not _agree(list(arguments.values()), list(draw.values()), 0):
+                return False, "✗ The function changes its arguments in place; return new arrays instead."
+        return self._verdict(draws, given)
+
+    def _verdict(self, draws, given):
+        def matches(function):
+            return all(
+                _agree(g, function(**copy.deepcopy(d)), self.tolerance)
+                for g, d in zip(given, draws, strict=True)
+            )
+
+        if matches(self.solution):
+            return True, f"✓ Correct. {self.praise}".rstrip()
+        if given[0] is None:
+            return False, "✗ The function returns None: is a `return` missing?"
+        for hint, function in self.mistakes.items():
+            if matches(function):
+                return False, f"✗ {hint}"
+        example = ", ".join(f"{name}={_short(value)}" for name, value in draws[0].items())
+        expected = self.solution(**copy.deepcopy(draws[0]))
+        return False, f"✗ Not yet. For {example} the result is {_short(expected)}, not {_short(given[0])}."
+
+
+def _unanswered(value):
+    return value is ... or (isinstance(value, tuple | list) and any(part is ... for part in value))
+
+
+def _agree(a, b, tolerance):
+    if isinstance(b, tuple | list):
+        return (
+            isinstance(a, tuple | list)
+            and len(a) == len(b)
+            and all(_agree(x, y, tolerance) for x, y in zip(a, b, strict=True))
+        )
+    try:
+        a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    except (TypeError, ValueError):
+        return False
+    scale = np.abs(b).max(initial=0)
+    return a.shape == b.shape and bool(np.all(np.abs(a - b) <= tolerance * scale))
+
+
+def _short(value):
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(_short, value)) + ")"
+    try:
+        return np.array2string(np.asarray(value, dtype=float), precision=3, separator=", ")
+    except (TypeError, ValueError):
+        return repr(value)

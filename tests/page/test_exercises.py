@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from dlopt_helpers.page.exercises import NOT_ANSWERED, Check
+
+
+def mean_and_spread(x):
+    return x.mean(), x.std()
+
+
+check = Check(
+    mean_and_spread,
+    lambda rng: {"x": rng.normal(size=4)},
+    {"The two are swapped.": lambda x: (x.std(), x.mean())},
+    praise="Both moments.",
+)
+
+
+def no_return(x):
+    mean_and_spread(x)
+
+
+def in_place(x):
+    x -= x.mean()
+    return 0.0, x.std()
+
+
+def raises(x):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("answer", [..., lambda x: ..., lambda x: (x.mean(), ...), raises])
+def test_a_stub_is_not_answered_and_not_wrong(answer):
+    assert check.judge(answer) == (None, NOT_ANSWERED)
+
+
+def test_the_solution_passes(capsys):
+    check(mean_and_spread)
+    assert capsys.readouterr().out == "✓ Correct. Both moments.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda x: (x.std(), x.mean()), "The two are swapped."),
+        (no_return, "is a `return` missing"),
+        (in_place, "in place"),
+        (lambda y: y, "stopped with TypeError"),
+        (3.0, "a function is asked for"),
+        (lambda x: (0.0, 0.0), "Not yet. For x="),
+        (lambda x: x.mean(), "Not yet"),
+        (lambda x: (np.ones(2), np.ones(2)), "Not yet"),
+        (lambda x: (float("nan"), x.std()), "Not yet"),
+        (lambda x: ("a", "b"), "Not yet"),
+    ],
+)
+def test_a_wrong_answer_gets_its_hint(answer, hint):
+    verdict, line = check.judge(answer)
+    assert verdict is False
+    assert line.startswith("✗")
+    assert hint in line
+
+
+def test_inputs_are_fresh():
+    seen = []
+    check.judge(lambda x: seen.append(x.copy()) or mean_and_spread(x))
+    check.judge(lambda x: seen.append(x.copy()) or mean_and_spread(x))
+    assert len({x.tobytes() for x in seen}) == len(seen)
