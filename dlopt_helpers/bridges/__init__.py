@@ -1,0 +1,1 @@
+"""The subject's rules as optimisers of PyTorch and of Keras."""

@@ -1,0 +1,84 @@
+"""Any rule of the subject as an optimiser of PyTorch."""
+
+from dataclasses import fields
+
+import torch
+
+from dlopt_helpers.bridges.conventions import as_convention
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """Run an update rule as a ``torch.optim.Optimizer``.
+
+    The fields of the rule are the options of a parameter group: groups may differ in them, and
+    the schedulers of ``torch.optim.lr_scheduler`` change them. A step computes all new weights
+    before it writes the first, so a step that raises leaves model and state as they were.
+
+    Args:
+      params: parameters, or dicts with ``params`` and options of their own.
+      rule: an update rule, such as ``SGD(lr=0.1)``.
+      convention: ``"torch"`` or ``"keras"`` for the formula of that framework
+        (:func:`~dlopt_helpers.bridges.conventions.as_convention`); by default the rule's own.
+
+    Raises:
+      ValueError: if a group holds an unknown option or a value that the rule refuses, and in
+        ``step`` if a gradient is sparse.
+
+    Example:
+      >>> from dlopt_helpers.sgd import SGD
+      >>> model = torch.nn.Linear(3, 1)
+      >>> optimizer = RuleOptimizer(model.parameters(), SGD(lr=0.1, momentum=0.9))
+      >>> model(torch.ones(2, 3)).sum().backward()
+      >>> optimizer.step()
+    """
+
+    def __init__(self, params, rule, convention=None):
+        rule = as_convention(rule, convention) if convention else rule
+        self.rule_class = type(rule)
+        super().__init__(params, {f.name: getattr(rule, f.name) for f in fields(rule)})
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "rule_class": self.rule_class}
+
+    def _rule(self, group):
+        return self.rule_class(**{f.name: group[f.name] for f in fields(self.rule_class)})
+
+    def add_param_group(self, param_group):
+        """Add a group, as for any optimiser; unknown options and bad values are refused."""
+        if isinstance(param_group, dict):
+            allowed = [*self.defaults, "params", "param_names", "initial_lr"]
+            if unknown := [key for key in param_group if key not in allowed]:
+                known = ", ".join(allowed)
+                raise ValueError(f"group option {unknown[0]!r} is unknown: it must be one of {known}")
+            self._rule({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict):
+        """Restore what ``state_dict()`` gave; a dict that another rule made is refused."""
+        for group in state_dict["param_groups"]:
+            if missing := [name for name in self.defaults if name not in group]:
+                rule = self.rule_class.__name__
+                raise ValueError(f"state_dict has no {missing[0]!r}: it was not saved by {rule}")
+        super().load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Make one step and return what ``closure``, which computes the gradients anew, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for p, w, state in [new for group in self.param_groups for new in self._after(group)]:
+            p.copy_(w)
+            self.state[p] = state
+        return loss
+
+    def _after(self, group):
+        """Yield each parameter of ``group`` with its weights and its state after a step."""
+        rule = self._rule(group)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise ValueError("a gradient is sparse: build the layer with sparse=False")
+            yield p, *rule.step(p, p.grad, self.state.get(p) or rule.init(p))
