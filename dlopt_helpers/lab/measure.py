@@ -1,0 +1,73 @@
+"""Times as ratios, and memory."""
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dlopt_helpers._require import require
+
+
+class Ratio(NamedTuple):
+    """How many times as long one thing takes as another: the median and where 90 % of the repeats lie."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.median:.2f} (90 % of repeats in {self.low:.2f} to {self.high:.2f})"
+
+
+def ratios(a, b, repeats=30, calls=1):
+    """Time ``a()`` and ``b()`` in turn and return the ratio of their times, ``a`` over ``b``.
+
+    A single time depends on the machine and on what else it does. Measured close together, both
+    suffer alike, and the ratio holds.
+
+    Args:
+      a: a function without arguments.
+      b: the one that it is compared with.
+      repeats: pairs of measurements, after one that does not count.
+      calls: calls in each measurement; more for a function that takes microseconds.
+
+    Raises:
+      ValueError: if ``repeats`` or ``calls`` is not a whole number >= 1.
+
+    Example:
+      >>> ratio = ratios(lambda: sum(range(20_000)), lambda: sum(range(10_000)))
+      >>> ratio.low <= ratio.median <= ratio.high
+      True
+    """
+    for name, value in (("repeats", repeats), ("calls", calls)):
+        require(name, value, "a whole number >= 1", lambda x: (x >= 1) & (x % 1 == 0))
+    each = [_seconds(a, calls) / _seconds(b, calls) for _ in range(repeats + 1)][1:]
+    return Ratio(*(float(q) for q in np.quantile(each, [0.5, 0.05, 0.95])))
+
+
+def _seconds(function, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - start
+
+
+def peak_memory():
+    """Return the most memory that this process has held so far, in megabytes (10^6 bytes).
+
+    Example:
+      >>> peak_memory() > 1
+      True
+    """
+    if sys.platform == "linux":  # its getrusage hands down the peak of the process that started this one
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,0 +1,57 @@
+"""The networks of the experiments."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+def mlp(inputs=40, hidden=(100, 100), classes=10, seed=0):
+    """Return a multi-layer perceptron with ReLU between its linear layers.
+
+    Its sizes are those of the MLP in the MNIST-1D paper (15,210 parameters), without the skip
+    connection that the paper's code has. The weights are drawn as PyTorch does by default; the
+    global random state stays as it is.
+
+    Args:
+      inputs: numbers in an example.
+      hidden: units of each hidden layer, a tuple; one number stands for two such layers.
+      classes: numbers in the output, the logits.
+      seed: of the initial weights.
+
+    Example:
+      >>> sum(p.numel() for p in mlp().parameters())
+      15210
+    """
+    sizes = [inputs, *((hidden, hidden) if isinstance(hidden, int) else hidden), classes]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [layer for m, n in pairwise(sizes) for layer in (nn.Linear(m, n), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def keras_twin(model):
+    """Return the Keras model that computes what ``model`` does, from the same weights.
+
+    Args:
+      model: an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``, such as :func:`mlp` makes.
+
+    Raises:
+      ValueError: if ``model`` holds any other layer.
+
+    Example:
+      >>> keras_twin(mlp()).count_params()
+      15210
+    """
+    import keras
+
+    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    other = [layer for layer in model if not isinstance(layer, nn.Linear | nn.ReLU)]
+    if other:
+        raise ValueError(f"model holds {other[0]}: only nn.Linear and nn.ReLU have a twin")
+    twin = keras.Sequential([keras.Input([linear[0].in_features])])
+    for layer in model:
+        is_linear = isinstance(layer, nn.Linear)
+        twin.add(keras.layers.Dense(layer.out_features) if is_linear else keras.layers.ReLU())
+    twin.set_weights([p.detach().numpy().T for layer in linear for p in (layer.weight, layer.bias)])
+    return twin

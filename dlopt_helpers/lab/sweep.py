@@ -1,0 +1,195 @@
+"""A grid of settings, trained at once."""
+
+import inspect
+import itertools
+import numbers
+from dataclasses import fields, replace
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.functional import cross_entropy
+
+from dlopt_helpers.lab.data import mnist1d
+from dlopt_helpers.lab.memo import memoise
+from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, progress, recorded, tensors
+from dlopt_helpers.sgd import SGD
+
+STACK = 16  # networks trained at once: fewer waste time on calls, more leave the processor's cache
+
+
+def sweep(grid, *, rule=SGD, model=mlp, data=None, steps=1_000, every=50, seeds=range(5), dtype="float32"):
+    r"""Train one network for each setting of ``grid`` and each seed, many of them at once.
+
+    The parameters of :math:`K` networks are stacked into arrays of shape :math:`(K, \dots)`, and the
+    rule gets hyper-parameters of shape :math:`(K, 1, \dots)`: its formula is the same. A run
+    equals the run that :func:`~dlopt_helpers.lab.training.train` makes with that seed, up to rounding
+    (which a setting at the edge of divergence can amplify).
+
+    Settings that differ in what cannot be stacked (batch size, size of the model, Nesterov or not) go
+    into separate stacks. These are run by ``joblib.Parallel()``, so that
+    ``joblib.parallel_config(n_jobs=4)`` spreads a sweep over cores, and ``backend="dask"`` or ``"ray"``
+    over a cluster. Results are kept on disk (:mod:`dlopt_helpers.lab.memo`).
+
+    Args:
+      grid: maps names to values: fields of ``rule``, ``batch_size`` (64 unless given) and arguments of
+        ``model``. A list makes one setting for each value, and all combinations are tried.
+      rule: an update rule, the class.
+      model: a function that takes ``seed`` and returns a classifier.
+      data: a :class:`~dlopt_helpers.lab.data.Data`; MNIST-1D unless given.
+      steps: number of updates.
+      every: updates between two rows.
+      seeds: of the initial weights and of the order of the examples.
+      dtype: ``"float32"`` or ``"float64"``.
+
+    Returns:
+      A data frame, one row per setting, seed and measured step: the names in ``grid``, ``seed``,
+      and the columns of ``train``. A run that diverges ends early and leaves the others alone.
+
+    Raises:
+      ValueError: if the grid is empty, or holds an unknown name or a value that is not allowed.
+
+    Example:
+      >>> from dlopt_helpers.lab.data import digits
+      >>> runs = sweep({"lr": [0.01, 0.1], "inputs": 64}, data=digits(), steps=100, seeds=[0])
+      >>> runs.groupby("lr").loss.last().round(1).to_dict()
+      {0.01: 2.3, 0.1: 1.5}
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r} is not allowed: it must be 'float32' or 'float64'")
+    settings, seeds = _settings(grid, rule, model), [int(s) for s in seeds]
+    if not seeds:
+        raise ValueError("seeds is empty: give at least one")
+    return _sweep(settings, rule, model, data or mnist1d(), steps, every, seeds, dtype)
+
+
+def _settings(grid, rule, model):
+    """Return the combinations of ``grid``, each a dict, after checking every name and value."""
+    known = [*(f.name for f in fields(rule)), "batch_size", *inspect.signature(model).parameters]
+    known.remove("seed")
+    if unknown := [name for name in grid if name not in known]:
+        raise ValueError(f"grid holds {unknown[0]!r}, which is unknown: it must be one of {', '.join(known)}")
+    values = [v.tolist() if isinstance(v, np.ndarray) else v for v in grid.values()]
+    values = [list(v) if isinstance(v, list | range) else [v] for v in values]
+    settings = [dict(zip(grid, v, strict=True)) for v in itertools.product(*values)]
+    if not settings or not grid:
+        raise ValueError(f"grid={grid!r} is empty: give at least one name, and a value for each")
+    for setting in settings:
+        rule(**_of_rule(setting, rule))
+    return settings
+
+
+def _of_rule(setting, rule):
+    return {f.name: setting[f.name] for f in fields(rule) if f.name in setting}
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _stacks(settings, rule, seeds):
+    """Group the runs, pairs of setting and seed, into stacks of at most ``STACK``."""
+    groups = {}
+    for setting, seed in itertools.product(settings, seeds):
+        stackable = [k for k, v in _of_rule(setting, rule).items() if _is_number(v)]
+        alike = tuple((k, v) for k, v in setting.items() if k not in stackable)
+        groups.setdefault(alike, []).append((setting, seed))
+    return [g[i : i + STACK] for g in groups.values() for i in range(0, len(g), STACK)]
+
+
+@memoise
+def _sweep(settings, rule, model, data, steps, every, seeds, dtype):
+    stacks = _stacks(settings, rule, seeds)
+    jobs = (joblib.delayed(_train_stack)(s, rule, model, data, steps, every, dtype) for s in stacks)
+    tables = joblib.Parallel()(progress(list(jobs), "sweep"))
+    return pd.concat(tables, ignore_index=True)
+
+
+@one_thread()
+def _train_stack(runs, rule, model, data, steps, every, dtype):
+    """Train the ``runs``, pairs of setting and seed, as one stack and return their rows."""
+    stack = _Stack(runs, rule, model, data, steps, getattr(torch, dtype))
+    due, rows = recorded(steps, every), []
+    for step in progress(range(steps + 1), f"{len(runs)} networks"):
+        if step in due:
+            rows += [(run, step, *measured) for run, *measured in stack.measure()]
+        if step < steps and len(stack.alive):
+            stack.update(step)
+    rows = pd.DataFrame(rows, columns=["run", "step", "loss", "accuracy"])
+    rows["diverged"] = ~rows.run.isin(stack.alive)
+    settings = pd.DataFrame([{**setting, "seed": seed} for setting, seed in runs])
+    return settings.join(rows.set_index("run"), how="inner").sort_index(kind="stable")
+
+
+class _Stack:
+    """Networks of one shape: their weights, states and hyper-parameters carry a leading axis."""
+
+    def __init__(self, runs, rule, model, data, steps, dtype):
+        setting = runs[0][0]
+        shape = {name: setting[name] for name in inspect.signature(model).parameters if name in setting}
+        nets = [model(**shape, seed=seed).to(dtype) for _, seed in runs]
+        self.weights = {name: w.detach() for name, w in stack_module_state(nets)[0].items()}
+        self.rules = {name: _stacked_rule(runs, rule, w) for name, w in self.weights.items()}
+        self.states = {name: self.rules[name].init(w) for name, w in self.weights.items()}
+        self.logits = vmap(lambda w, x: functional_call(nets[0], w, (x,)))
+        self.logits_on_same = vmap(lambda w, x: functional_call(nets[0], w, (x,)), in_dims=(0, None))
+        self.data, self.alive = tensors(data, dtype), np.arange(len(runs))
+        seeds, self.seed_of = np.unique([seed for _, seed in runs], return_inverse=True)
+        n, batch_size = len(data.x_train), setting.get("batch_size", 64)
+        order = np.stack([batches(n, batch_size, steps, seed) for seed in seeds], axis=1)
+        self.order = torch.from_numpy(order)
+
+    def update(self, step):
+        """Make one step in every network."""
+        batch = self.order[step][self.seed_of[self.alive]]
+        x, y = self.data[0][batch], self.data[1][batch]
+        weights = {name: w.requires_grad_() for name, w in self.weights.items()}
+        loss = _losses(self.logits(weights, x), y).sum()  # no network meets another: the gradients stay apart
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        for (name, w), gradient in zip(weights.items(), gradients, strict=True):
+            after = self.rules[name].step(w.detach(), gradient, self.states[name])
+            self.weights[name], self.states[name] = after
+
+    @torch.no_grad()
+    def measure(self):
+        """Drop the networks whose loss is not finite; return ``(run, loss, accuracy)`` of the others."""
+        x_train, y_train, x_test, y_test = self.data
+        labels = y_train[:LOSS_ON].expand(len(self.alive), -1)
+        loss = _losses(self.logits_on_same(self.weights, x_train[:LOSS_ON]), labels).numpy()
+        if not (finite := np.isfinite(loss)).all():
+            self._keep(finite)
+        right = self.logits_on_same(self.weights, x_test).argmax(-1) == y_test
+        return list(zip(self.alive, loss[finite].tolist(), right.double().mean(1).tolist(), strict=True))
+
+    def _keep(self, mask):
+        kept = torch.from_numpy(mask)
+
+        def cut(value):
+            return value[kept] if isinstance(value, torch.Tensor) else value
+
+        self.alive = self.alive[mask]
+        self.weights = {name: cut(w) for name, w in self.weights.items()}
+        self.states = {name: {k: cut(v) for k, v in state.items()} for name, state in self.states.items()}
+        for name, rule in self.rules.items():
+            self.rules[name] = replace(rule, **{f.name: cut(getattr(rule, f.name)) for f in fields(rule)})
+
+
+def _losses(logits, y):
+    """Return the mean cross-entropy of each network: logits (K, B, classes), labels (K, B)."""
+    return cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
+
+
+def _stacked_rule(runs, rule, w):
+    """Return the rule whose hyper-parameters broadcast against ``w``, of shape (K, ...)."""
+    hyper = [_of_rule(setting, rule) for setting, _ in runs]
+    shape = (-1, *[1] * (w.ndim - 1))
+
+    def stacked(name, value):
+        if not _is_number(value):
+            return value
+        return torch.tensor([h[name] for h in hyper], dtype=w.dtype).view(shape)
+
+    return rule(**{name: stacked(name, value) for name, value in hyper[0].items()})

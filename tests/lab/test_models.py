@@ -1,0 +1,39 @@
+import keras
+import numpy as np
+import pytest
+import torch
+
+from dlopt_helpers.lab.models import keras_twin, mlp
+
+
+def test_mlp_has_the_sizes_of_the_paper():
+    model = mlp()
+    assert sum(p.numel() for p in model.parameters()) == 15_210
+    assert isinstance(model[-1], torch.nn.Linear) and model(torch.zeros(3, 40)).shape == (3, 10)
+
+
+def test_one_number_stands_for_two_layers():
+    assert [p.shape for p in mlp(hidden=7).parameters()] == [p.shape for p in mlp(hidden=(7, 7)).parameters()]
+    assert len(mlp(hidden=())) == 1
+
+
+def test_seed_decides_the_weights_and_nothing_else():
+    state = torch.random.get_rng_state()
+    a, b, c = (mlp(seed=seed)[0].weight for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_keras_twin_computes_the_same():
+    model = mlp(hidden=(9, 5))
+    x = np.random.default_rng(0).normal(size=(8, 40)).astype("float32")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    twin = keras_twin(model)
+    assert isinstance(twin, keras.Model)
+    np.testing.assert_allclose(twin(x), expected, atol=1e-6)
+
+
+def test_no_twin_of_other_layers():
+    with pytest.raises(ValueError, match="Tanh"):
+        keras_twin(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
