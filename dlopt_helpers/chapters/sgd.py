@@ -1,0 +1,481 @@
+"""What chapter 3.1 shows: its measurements and its explorers."""
+
+import itertools
+from dataclasses import replace
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from dlopt_helpers.bridges.conventions import as_convention
+from dlopt_helpers.bridges.torch import RuleOptimizer as TorchRule
+from dlopt_helpers.lab.data import mnist1d
+from dlopt_helpers.lab.memo import memoise
+from dlopt_helpers.lab.models import keras_twin, mlp
+from dlopt_helpers.lab.surfaces import beale, contours, descend, quadratic, saddle
+from dlopt_helpers.lab.sweep import sweep
+from dlopt_helpers.lab.training import batches, train
+from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, RED, Choice, Explorer, Slider
+from dlopt_helpers.sgd import SGD
+
+# --- How far one mini-batch is off -------------------------------------------------------------
+
+STAGES = {"untrained": 0, "after 500 steps": 500}
+BATCH_SIZES = [1, 4, 16, 64, 256, 1024, 4000]
+
+
+def example_gradients(stage):
+    """Return the gradient of each training example, shape (4000, 2698), for a small MLP at ``stage``."""
+    data = mnist1d()
+    model = mlp(hidden=32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, data, steps=STAGES[stage], every=500)
+    weights = {name: w.detach().double() for name, w in model.named_parameters()}
+
+    def loss(weights, x, y):
+        return cross_entropy(functional_call(model, weights, (x[None],)), y[None])
+
+    x, y = torch.from_numpy(data.x_train).double(), torch.from_numpy(data.y_train)
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    return torch.cat([g.flatten(1) for g in gradients.values()], dim=1).numpy()
+
+
+def batch_gradients(gradients, batch_size, draws, seed=0):
+    """Return ``draws`` mini-batch gradients, each the mean over ``batch_size`` different examples."""
+    rng, n = np.random.default_rng(seed), len(gradients)
+    share = np.zeros((draws, n))
+    for row in share:
+        row[rng.choice(n, batch_size, replace=False)] = 1 / batch_size
+    return share @ gradients
+
+
+@memoise
+def gradient_clouds(draws=150):
+    """Return mini-batch gradients seen in the plane of the full gradient and of their widest scatter.
+
+    One row per draw: ``stage``, ``batch_size``, ``along`` and ``across`` (in lengths of the full
+    gradient, which is the point (1, 0)), and ``spread``, the root mean square distance of that
+    batch size's gradients to the full one in all dimensions, in the same unit.
+    """
+    rows = []
+    for stage in STAGES:
+        gradients = example_gradients(stage)
+        full = gradients.mean(0)
+        length = np.linalg.norm(full)
+        noise = gradients - full
+        noise -= np.outer(noise @ full, full) / length**2
+        across = np.linalg.svd(noise[::4], full_matrices=False)[2][0]
+        for batch_size in BATCH_SIZES:
+            drawn = batch_gradients(gradients, batch_size, draws)
+            spread = np.sqrt(((drawn - full) ** 2).sum(1).mean()) / length
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "stage": stage,
+                        "batch_size": batch_size,
+                        "along": drawn @ full / length**2,
+                        "across": drawn @ across / length,
+                        "spread": spread,
+                    }
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def gradient_explorer():
+    """Return the explorer of mini-batch gradients around the full gradient."""
+
+    def draw(runs, chosen):
+        plane = {
+            "x": alt.X(
+                "along:Q", title="along the full gradient", scale=alt.Scale(domain=[-4, 6], clamp=True)
+            ),
+            "y": alt.Y("across:Q", title="across it", scale=alt.Scale(domain=[-5, 5], clamp=True)),
+        }
+        wrong_way = alt.condition("datum.along < 0", alt.value(RED), alt.value(BLUE))
+        cloud = chosen.mark_circle(size=28, opacity=0.55).encode(**plane, color=wrong_way)
+        full = alt.Chart(alt.Data(values=[{"x": 0, "y": 0, "along": 1, "across": 0}]))
+        arrow = full.mark_rule(color=INK, strokeWidth=2).encode(x="x:Q", x2="along:Q", y="y:Q")
+        tip = full.mark_point(shape="triangle-right", filled=True, size=90, color=INK, opacity=1).encode(
+            x="along:Q", y="across:Q"
+        )
+        share = (
+            chosen.transform_calculate(wrong="datum.along < 0 ? 1 : 0")
+            .transform_aggregate(share="mean(wrong)")
+            .transform_calculate(label="format(datum.share, '.0%') + ' point uphill'")
+            .mark_text(align="right", fontSize=13, color=RED, fontWeight="bold")
+            .encode(text="label:N", x=alt.value("width"), y=alt.value(12))
+        )
+        axes = {
+            "x": alt.X(
+                "batch_size:Q",
+                title="batch size B",
+                scale=alt.Scale(type="log", domain=[1, 1024], nice=False),
+                axis=alt.Axis(values=BATCH_SIZES[:-1], format="d"),
+            ),
+            "y": alt.Y(
+                "spread:Q",
+                title="spread / length of the full gradient",
+                scale=alt.Scale(type="log", domain=[0.2, 30]),
+                axis=alt.Axis(values=[0.3, 1, 3, 10, 30], format="~g"),
+            ),
+        }
+        spreads = runs.transform_filter("datum.stage == stage && datum.batch_size < 4000")
+        spreads = spreads.transform_aggregate(spread="mean(spread)", groupby=["batch_size"])
+        line = spreads.mark_line(color=MUTED, point=alt.OverlayMarkDef(color=MUTED, size=40)).encode(**axes)
+        here = (
+            chosen.transform_filter("datum.batch_size < 4000")
+            .transform_aggregate(spread="mean(spread)", groupby=["batch_size"])
+            .mark_circle(size=160, color=BLUE, opacity=1)
+            .encode(**axes)
+        )
+        return cloud + arrow + tip + share, line + here
+
+    return Explorer(
+        gradient_clouds(),
+        draw,
+        controls=[
+            Slider("batch_size", "Batch size B", scale="log"),
+            Choice("stage", "Network"),
+        ],
+        initial={"batch_size": 16, "stage": "untrained"},
+        title="Mini-batch gradients around the full gradient",
+        caption=(
+            "Left: 150 mini-batch gradients, seen along the full gradient (the arrow) and across it; those "
+            "left of zero would take the step uphill. Right: fourfold B halves their spread."
+        ),
+    )
+
+
+# --- Beside the frameworks ---------------------------------------------------------------------
+
+RULES = {"plain": (0.0, False), "heavy ball": (0.9, False), "Nesterov": (0.9, True)}
+PROOF_STEPS = 100
+RATES = {"constant": np.full(PROOF_STEPS, 0.05), "decaying": 0.05 * 0.97 ** np.arange(PROOF_STEPS)}
+
+
+def framework_differences():
+    """Return how far our SGD is from the frameworks': the largest difference of any weight at any step.
+
+    All walk down the same noisy bowl. One row per rule, decay and schedule. The columns compare with
+    PyTorch and with Keras, the latter in Keras's convention; ``conventions`` says how far Keras is from
+    our own formula.
+    """
+    rows = []
+    for (name, (momentum, nesterov)), decay, (rate, rates) in itertools.product(
+        RULES.items(), [0.0, 0.1], RATES.items()
+    ):
+        options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
+        ours, as_keras = SGD(**options), as_convention(SGD(**options), "keras")
+        row = {"rule": name, "decay": decay, "rate": rate}
+        for precision in ("float64", "float32"):
+            noise = np.random.default_rng(0).normal(size=(PROOF_STEPS, 5)).astype(precision)
+            keras_walk = _keras_walk(options, noise, rates)
+            walk = _our_walk(ours, noise, rates)
+            row[f"torch, {precision}"] = np.abs(walk - _torch_walk(options, noise, rates)).max()
+            row[f"keras, {precision}"] = np.abs(_our_walk(as_keras, noise, rates) - keras_walk).max()
+        row["conventions"] = np.abs(walk - keras_walk).max()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _our_walk(rule, noise, rates):
+    w, walk = np.ones_like(noise[0]), []
+    state = rule.init(w)
+    for lr, extra in zip(rates, noise, strict=True):
+        w, state = replace(rule, lr=float(lr)).step(w, w + extra, state)
+        walk.append(w)
+    return np.array(walk)
+
+
+def _torch_walk(options, noise, rates):
+    w, walk = torch.nn.Parameter(torch.ones_like(torch.from_numpy(noise[0]))), []
+    optimizer = torch.optim.SGD([w], **options)
+    for lr, extra in zip(rates, noise, strict=True):
+        optimizer.param_groups[0]["lr"] = float(lr)
+        w.grad = w.detach() + torch.from_numpy(extra)
+        optimizer.step()
+        walk.append(w.detach().numpy().copy())
+    return np.array(walk)
+
+
+def _keras_walk(options, noise, rates):
+    import keras
+
+    w, walk = keras.Variable(np.ones_like(noise[0]), dtype=str(noise.dtype)), []
+    optimizer = keras.optimizers.SGD(**options | {"weight_decay": options["weight_decay"] or None})
+    optimizer.build([w])
+    for lr, extra in zip(rates, noise, strict=True):
+        optimizer.learning_rate = float(lr)
+        optimizer.apply([keras.ops.convert_to_tensor(w) + extra])
+        walk.append(keras.ops.convert_to_numpy(w))
+    return np.array(walk)
+
+
+def same_network_twice(rule, steps):
+    """Train one MLP through the PyTorch bridge and its Keras twin through the Keras bridge.
+
+    Both see the same initial weights and the same batches. Returns one row per step, with the
+    loss on its batch in the columns ``torch`` and ``keras``.
+    """
+    import keras
+
+    from dlopt_helpers.bridges.keras import RuleOptimizer as KerasRule
+
+    data, model = mnist1d(), mlp()
+    twin = keras_twin(model)
+    twin.compile(KerasRule(rule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    optimizer = TorchRule(model.parameters(), rule)
+    rows = []
+    for batch in batches(len(data.x_train), 64, steps, seed=0):
+        x, y = data.x_train[batch], data.y_train[batch]
+        optimizer.zero_grad()
+        loss = cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y))
+        loss.backward()
+        optimizer.step()
+        rows.append({"torch": loss.item(), "keras": float(twin.train_on_batch(x, y))})
+    return pd.DataFrame(rows)
+
+
+# Vega shows some powers of ten as 0.0001 and others as 1e-8: write them all as 10 with an exponent.
+POWERS_OF_TEN = "'10' + ['⁻⁸', '⁻⁶', '⁻⁴', '⁻²', '⁰', '²', '⁴'][round((log(datum.value) / LN10 + 8) / 2)]"
+
+# --- Paths on surfaces -------------------------------------------------------------------------
+
+SURFACES = {surface.name: surface for surface in (quadratic(), beale(), saddle())}
+PATH_GRID = {
+    "lr": [0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.09, 0.12, 0.17, 0.3],
+    "momentum": [0.0, 0.5, 0.8, 0.9],
+    "noise": [0.0, 0.5, 2.0],
+}
+PATH_STEPS = 50
+
+
+def path(surface, lr, momentum, noise):
+    """Return the path of heavy-ball SGD on a surface, with ``gap``, the height above the minimum."""
+    surface = SURFACES[surface]
+    run = descend(SGD(lr, momentum), surface, PATH_STEPS, noise)
+    lowest = surface.value(np.array(surface.minima[0]))
+    # A path that reached the minimum to rounding error has a gap of 0, which no log axis can show.
+    gap = np.maximum(run.value - lowest, 1e-12).map(lambda g: float(f"{g:.3g}"))
+    # Two decimals are a third of a pixel, and half of the page's weight.
+    return run[["step"]].assign(x=run.x.round(2), y=run.y.round(2), gap=gap)
+
+
+@memoise
+def paths():
+    """Return the paths for all surfaces and the whole of ``PATH_GRID``, one row per step."""
+    settings = itertools.product(SURFACES, *PATH_GRID.values())
+    names = ["surface", *PATH_GRID]
+    return pd.concat(
+        [path(*s).assign(**dict(zip(names, s, strict=True))) for s in settings], ignore_index=True
+    )
+
+
+def path_explorer():
+    """Return the explorer of SGD's path on three surfaces."""
+    lines = pd.concat([contours(s).assign(surface=name) for name, s in SURFACES.items()], ignore_index=True)
+    lines = lines.round({"x": 3, "y": 3}).drop(columns="level").assign(point=range(len(lines)))
+    minima = pd.DataFrame([{"surface": n, "x": x, "y": y} for n, s in SURFACES.items() for x, y in s.minima])
+    bowl = quadratic()
+
+    def edge(axis, end):
+        """Return the Vega expression for an end of the chosen surface's window."""
+        return alt.ExprRef(str({name: s.window[axis][end] for name, s in SURFACES.items()}) + "[surface]")
+
+    def draw(runs, chosen):
+        axes = {
+            name: channel(f"{name}:Q", title=None, scale=alt.Scale(domain=[edge(i, 0), edge(i, 1)]))
+            for i, (name, channel) in enumerate({"x": alt.X, "y": alt.Y}.items())
+        }
+        valley = (
+            alt.Chart(lines)
+            .transform_filter("datum.surface == surface")
+            .mark_line(strokeWidth=1, color=MUTED, opacity=0.5, clip=True)
+            .encode(**axes, detail="line:N", order="point:Q")
+        )
+        goal = (
+            alt.Chart(minima)
+            .transform_filter("datum.surface == surface")
+            .mark_point(shape="cross", size=110, color=GREEN, filled=True, opacity=1)
+            .encode(**axes)
+        )
+        steps = chosen.mark_line(color=BLUE, strokeWidth=1.5, clip=True).encode(**axes, order="step:Q")
+        dots = chosen.mark_circle(color=BLUE, size=22, opacity=0.9, clip=True).encode(**axes)
+        bound = f"2 * (1 + momentum) / {bowl.L}"
+        forecast = (
+            alt.Chart(alt.Data(values=[{}]))
+            .transform_filter(f"surface == '{bowl.name}'")
+            .transform_calculate(
+                bound=bound,
+                label=f"'η ' + (lr > {bound} ? '>' : '<') + ' 2(1 + μ)/L = ' + format({bound}, '.3f') + "
+                f"(lr > {bound} ? ': diverges' : ': converges')",
+            )
+            .mark_text(align="left", fontWeight="bold", fontSize=13)
+            .encode(
+                text="label:N",
+                x=alt.value(0),
+                y=alt.value(-14),
+                color=alt.condition(f"lr > {bound}", alt.value(RED), alt.value(GREEN)),
+            )
+        )
+        height = chosen.mark_line(color=BLUE, clip=True).encode(
+            x=alt.X("step:Q", title="step", scale=alt.Scale(domain=[0, PATH_STEPS])),
+            y=alt.Y(
+                "gap:Q",
+                title="height above the minimum",
+                scale=alt.Scale(type="log", domain=[1e-8, 1e4], clamp=True),
+                axis=alt.Axis(values=[1e-8, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4], labelExpr=POWERS_OF_TEN),
+            ),
+        )
+        return valley + goal + steps + dots + forecast, height
+
+    return Explorer(
+        paths(),
+        draw,
+        controls=[
+            Slider("lr", "Learning rate η", scale="log"),
+            Slider("momentum", "Momentum μ"),
+            Slider("noise", "Gradient noise σ"),
+            Choice("surface", "Surface"),
+        ],
+        initial={"surface": bowl.name, "lr": 0.07, "momentum": 0.0, "noise": 0.0},
+        compute=path,
+        title="The path of SGD",
+        caption=(
+            "Left: 50 steps on the contour lines of the surface; the green cross is the minimum. "
+            "Right: how high above it the path is. Above the predicted rate the bowl throws the path out."
+        ),
+    )
+
+
+# --- Training a network ------------------------------------------------------------------------
+
+EPOCHS = 20
+EXAMPLES = 4_000
+SEEDS = 3
+TRAINING_GRID = {
+    "lr": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+    "momentum": [0.0, 0.5, 0.9, 0.99],
+    "batch_size": [16, 64, 256],
+}
+
+
+def trainings(grid=None):
+    """Train the MLP of MNIST-1D for 20 epochs at each setting of ``grid`` (``TRAINING_GRID``).
+
+    Returns:
+      One row per setting, seed and measured step, with the columns of ``sweep`` and ``epoch``.
+    """
+    grid = grid or TRAINING_GRID
+    tables = []
+    for batch_size in grid["batch_size"]:
+        steps = EPOCHS * EXAMPLES // batch_size
+        every = -(-steps // EPOCHS)
+        runs = sweep({**grid, "batch_size": batch_size}, steps=steps, every=every, seeds=range(SEEDS))
+        tables.append(runs.assign(epoch=runs.step * batch_size / EXAMPLES))
+    return pd.concat(tables, ignore_index=True)
+
+
+def over_seeds(runs):
+    """Return the mean over seeds of loss and accuracy, and the lowest and highest accuracy."""
+    grouped = runs.groupby([*TRAINING_GRID, "epoch"], as_index=False)
+    return grouped.agg(
+        loss=("loss", "mean"),
+        accuracy=("accuracy", "mean"),
+        low=("accuracy", "min"),
+        high=("accuracy", "max"),
+    )
+
+
+def final_accuracy(runs):
+    """Return the last test accuracy of each run, one row per setting and seed; chance if it diverged."""
+    last = runs.groupby([*TRAINING_GRID, "seed"], as_index=False).last()
+    return last.assign(accuracy=last.accuracy.where(~last.diverged, 0.1))
+
+
+def one_training(lr, momentum, batch_size):
+    """Return what ``over_seeds`` says about a single setting, trained now."""
+    runs = trainings({"lr": [lr], "momentum": [momentum], "batch_size": [batch_size]})
+    return over_seeds(runs).drop(columns=list(TRAINING_GRID))
+
+
+def training_explorer(runs):
+    """Return the explorer of training curves over learning rate, momentum and batch size."""
+
+    def draw(runs, chosen):
+        epoch = alt.X("epoch:Q", title="epoch", scale=alt.Scale(domain=[0, EPOCHS]))
+        loss = alt.Y(
+            "loss:Q",
+            title="training loss",
+            scale=alt.Scale(type="log", domain=[0.1, 5], clamp=True),
+            axis=alt.Axis(values=[0.1, 0.3, 1, 2.3, 5], format="~g"),
+        )
+        accuracy = alt.Y(
+            "accuracy:Q", title="test accuracy", scale=alt.Scale(domain=[0, 0.8]), axis=alt.Axis(format="%")
+        )
+        others = runs.transform_filter("datum.batch_size == batch_size").mark_line(
+            color=MUTED, opacity=0.18, strokeWidth=1, clip=True
+        )
+        detail = ["lr:N", "momentum:N"]
+        line = chosen.mark_line(color=BLUE, clip=True)
+        seeds = chosen.mark_area(color=BLUE, opacity=0.2).encode(x=epoch, y="low:Q", y2="high:Q")
+        return (
+            others.encode(x=epoch, y=loss, detail=detail) + line.encode(x=epoch, y=loss),
+            others.encode(x=epoch, y=accuracy, detail=detail) + seeds + line.encode(x=epoch, y=accuracy),
+        )
+
+    return Explorer(
+        over_seeds(runs),
+        draw,
+        controls=[
+            Slider("lr", "Learning rate η", scale="log"),
+            Slider("momentum", "Momentum μ"),
+            Slider("batch_size", "Batch size B", scale="log"),
+        ],
+        initial={"lr": 0.1, "momentum": 0.9, "batch_size": 64},
+        compute=one_training,
+        title="Training the MLP on MNIST-1D",
+        caption=(
+            "20 epochs at one setting in colour (mean of three seeds; the band spans them), all other rates "
+            "and momenta at this batch size faint."
+        ),
+    )
+
+
+def basin_explorer(runs):
+    """Return the explorer of final accuracy against learning rate or effective rate."""
+    final = final_accuracy(runs).groupby(list(TRAINING_GRID), as_index=False).accuracy.mean()
+
+    def draw(runs, chosen):
+        rate = "axis == 'learning rate η' ? datum.lr : datum.lr / (1 - datum.momentum)"
+        axes = {
+            "x": alt.X("rate:Q", title=None, scale=alt.Scale(type="log", domain=[0.001, 300], nice=False)),
+            "y": alt.Y(
+                "accuracy:Q",
+                title="test accuracy",
+                scale=alt.Scale(domain=[0, 0.8]),
+                axis=alt.Axis(format="%"),
+            ),
+            "color": alt.Color("momentum:N", title="momentum μ", legend=alt.Legend(orient="bottom")),
+        }
+        points = chosen.transform_calculate(rate=rate)
+        return (points.mark_line() + points.mark_point()).encode(**axes)
+
+    return Explorer(
+        final,
+        draw,
+        controls=[
+            Slider("batch_size", "Batch size B", scale="log"),
+            Choice("axis", "Horizontal axis", options=["learning rate η", "effective rate η/(1 − μ)"]),
+        ],
+        initial={"batch_size": 16},
+        title="Accuracy after 20 epochs",
+        caption=(
+            "Each line is one momentum. Against the learning rate the four basins stand apart; against "
+            "η/(1 − μ) they lie on one another as long as the batch is small."
+        ),
+    )
