@@ -118,10 +118,13 @@ def test_equals_keras_at_a_constant_rate_without_decay(options, dtype):
     assert_equal(descend(SGD, options, dtype, "constant"), descend_keras(options, dtype, "constant"), dtype)
 
 
-@pytest.mark.parametrize("options, rates", [
-    ({"momentum": 0.875, "nesterov": False, "weight_decay": 0.0}, "changing"),
-    ({"momentum": 0.875, "nesterov": False, "weight_decay": 0.125}, "constant"),
-])
+@pytest.mark.parametrize(
+    "options, rates",
+    [
+        ({"momentum": 0.875, "nesterov": False, "weight_decay": 0.0}, "changing"),
+        ({"momentum": 0.875, "nesterov": False, "weight_decay": 0.125}, "constant"),
+    ],
+)
 def test_the_conventions_differ_elsewhere(options, rates):
     torch_way, keras_way = (descend(rule, options, "float64", rates) for rule in (SGD, KerasSGD))
     assert np.abs(torch_way[-1] - keras_way[-1]).max() > 1e-3
@@ -177,8 +180,16 @@ class Ascends(SGD):
         return 2 * w - after, state
 
 
-MISTAKES = [RateInsideVelocity, NesterovAlongOldVelocity, DecayGrows, DecayBesideVelocity, VelocityForgotten,
-            Dampened, NesterovIgnored, Ascends]
+MISTAKES = [
+    RateInsideVelocity,
+    NesterovAlongOldVelocity,
+    DecayGrows,
+    DecayBesideVelocity,
+    VelocityForgotten,
+    Dampened,
+    NesterovIgnored,
+    Ascends,
+]
 
 
 def compare_everywhere(rule_class, framework, dtype):
@@ -228,8 +239,25 @@ def test_runs_compiled_with_a_rate_that_has_no_value_yet():
 
 
 repeatable = settings(deadline=None, derandomize=True, database=None)
-not_a_number = st.sampled_from([None, "0.1", b"1", True, False, [0.1], (0.1,), {}, 1j, np.bool_(True),
-                                np.array([True]), np.array(["a"]), math.nan, math.inf, -math.inf])
+not_a_number = st.sampled_from(
+    [
+        None,
+        "0.1",
+        b"1",
+        True,
+        False,
+        [0.1],
+        (0.1,),
+        {},
+        1j,
+        np.bool_(True),
+        np.array([True]),
+        np.array(["a"]),
+        math.nan,
+        math.inf,
+        -math.inf,
+    ]
+)
 negative = st.floats(max_value=0, exclude_max=True)
 one_or_more = st.floats(min_value=1)
 

@@ -96,9 +96,17 @@ def fit(net, epochs=2):
     return net.get_weights()
 
 
-@pytest.mark.parametrize("more", [{"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.01},
-                                  {"use_ema": True, "ema_momentum": 0.5}, {"gradient_accumulation_steps": 2}],
-                         ids=lambda more: next(iter(more)))
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"clipnorm": 0.1},
+        {"global_clipnorm": 0.1},
+        {"clipvalue": 0.01},
+        {"use_ema": True, "ema_momentum": 0.5},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=lambda more: next(iter(more)),
+)
 def test_options_of_every_keras_optimiser(more):
     options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}
     ours = fit(model(RuleOptimizer(SGD(lr=0.1, **options), "keras", **more)))

@@ -87,8 +87,10 @@ def test_groups_keep_their_own_options():
     ours, theirs = net(), net()
 
     def groups(model):
-        return [{"params": model[0].parameters(), "lr": 0.02, "weight_decay": 0.3},
-                {"params": model[2].parameters(), "momentum": 0.5}]
+        return [
+            {"params": model[0].parameters(), "lr": 0.02, "weight_decay": 0.3},
+            {"params": model[2].parameters(), "momentum": 0.5},
+        ]
 
     a, b = RuleOptimizer(groups(ours), SGD(lr=0.05)), torch.optim.SGD(groups(theirs), lr=0.05)
     assert (fit(ours, a) - fit(theirs, b)).abs().max() < ROUNDING
@@ -122,12 +124,15 @@ def test_state_of_another_optimiser_is_refused():
         optimizer.load_state_dict(other.state_dict())
 
 
-@pytest.mark.parametrize("group, message", [
-    ({"lr": -1.0}, "lr=-1.0"),
-    ({"lr": "fast"}, "lr='fast'"),
-    ({"momentum": 1.0}, "momentum=1.0"),
-    ({"dampening": 0.1}, "'dampening' is unknown: it must be one of lr, momentum"),
-])
+@pytest.mark.parametrize(
+    "group, message",
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"lr": "fast"}, "lr='fast'"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"dampening": 0.1}, "'dampening' is unknown: it must be one of lr, momentum"),
+    ],
+)
 def test_bad_groups(group, message):
     with pytest.raises(ValueError, match=message):
         RuleOptimizer([{"params": net().parameters(), **group}], SGD())
@@ -135,8 +140,9 @@ def test_bad_groups(group, message):
 
 def test_a_bad_rate_later_changes_nothing():
     model = net()
-    optimizer = RuleOptimizer([{"params": model[0].parameters()}, {"params": model[2].parameters()}],
-                              SGD(lr=0.1, momentum=0.9))
+    optimizer = RuleOptimizer(
+        [{"params": model[0].parameters()}, {"params": model[2].parameters()}], SGD(lr=0.1, momentum=0.9)
+    )
     before = fit(model, optimizer, steps=3)
     state = copy.deepcopy(optimizer.state_dict()["state"])
     optimizer.param_groups[1]["lr"] = float("nan")

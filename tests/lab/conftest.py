@@ -1,7 +1,7 @@
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
     """Keep the results of these tests away from those of the reader."""
     with pytest.MonkeyPatch.context() as patch:

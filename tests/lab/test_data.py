@@ -31,8 +31,9 @@ def test_fresh_test_is_new_balanced_and_repeatable():
     assert (x != fresh_test(n=200, seed=4)[0]).any()
 
 
-@pytest.mark.parametrize("name, value", [("n", 0), ("n", 15), ("n", "10"), ("n", True),
-                                         ("seed", 42), ("seed", -1), ("seed", 0.5)])
+@pytest.mark.parametrize(
+    "name, value", [("n", 0), ("n", 15), ("n", "10"), ("n", True), ("seed", 42), ("seed", -1), ("seed", 0.5)]
+)
 def test_fresh_test_refuses(name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         fresh_test(**{name: value})

@@ -23,8 +23,13 @@ def run(path, offset, cache):
     path.write_text(MODULE.replace("{offset}", str(offset)))
     root = Path(memo.__file__).parents[2]
     code = f"import sys; sys.path[:0] = [{str(path.parent)!r}, {str(root)!r}]; import {path.stem}"
-    done = subprocess.run([sys.executable, "-B", "-c", code], env={"DLOPT_CACHE": str(cache)},
-                          check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        env={"DLOPT_CACHE": str(cache)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.split()
 
 

@@ -59,8 +59,10 @@ def test_a_path_that_runs_away_ends():
 
 
 def test_noise_has_its_size_and_its_seed():
-    quiet, a, b, c = (descend(SGD(lr=1e-9), quadratic(), steps=4000, noise=n, seed=s)
-                      for n, s in ((0, 0), (3, 0), (3, 0), (3, 1)))
+    quiet, a, b, c = (
+        descend(SGD(lr=1e-9), quadratic(), steps=4000, noise=n, seed=s)
+        for n, s in ((0, 0), (3, 0), (3, 0), (3, 1))
+    )
     assert a.equals(b) and not a.equals(c)
     steps = np.diff(a[["x", "y"]], axis=0) - np.diff(quiet[["x", "y"]], axis=0)
     np.testing.assert_allclose(steps.std(axis=0), 3e-9, rtol=0.05)
@@ -85,12 +87,15 @@ def test_contours(surface):
     assert (lines.groupby("line").size() > 3).all() and (lines.groupby("line")["level"].nunique() == 1).all()
 
 
-@pytest.mark.parametrize("call, name", [
-    (lambda: quadratic(kappa=0.5), "kappa"),
-    (lambda: descend(SGD(), saddle(), steps=-1), "steps"),
-    (lambda: descend(SGD(), saddle(), noise=-0.1), "noise"),
-    (lambda: contours(saddle(), levels=0), "levels"),
-])
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: quadratic(kappa=0.5), "kappa"),
+        (lambda: descend(SGD(), saddle(), steps=-1), "steps"),
+        (lambda: descend(SGD(), saddle(), noise=-0.1), "noise"),
+        (lambda: contours(saddle(), levels=0), "levels"),
+    ],
+)
 def test_refuses(call, name):
     with pytest.raises(ValueError, match=f"{name}="):
         call()

@@ -31,8 +31,15 @@ def one_by_one(optimizer_for, setting):
     shape = {"inputs": 64, "hidden": setting["hidden"], "seed": setting["seed"]}
     model = mlp(**shape).double()
     options = {k: v for k, v in setting.items() if k in ("lr", "momentum", "weight_decay", "nesterov")}
-    return train(model, optimizer_for(model.parameters(), options), digits(), steps=40, every=15,
-                 batch_size=setting["batch_size"], seed=setting["seed"])
+    return train(
+        model,
+        optimizer_for(model.parameters(), options),
+        digits(),
+        steps=40,
+        every=15,
+        batch_size=setting["batch_size"],
+        seed=setting["seed"],
+    )
 
 
 def assert_same(runs, optimizer_for):
@@ -115,28 +122,34 @@ def test_a_rule_that_a_reader_edits_is_run_anew():
     assert ends(1.0) != ends(2.0)
 
 
-@pytest.mark.parametrize("grid, message", [
-    ({}, "is empty"),
-    ({"lr": []}, "is empty"),
-    ({"learning_rate": [0.1]}, "'learning_rate', which is unknown: it must be one of lr, momentum"),
-    ({"seed": [1]}, "'seed', which is unknown"),
-    ({"lr": [0.1, -1.0]}, "lr=-1.0"),
-    ({"lr": (0.1, 0.2)}, r"lr=\(0.1, 0.2\)"),
-    ({"momentum": [None]}, "momentum=None"),
-    ({"nesterov": [True, False]}, "momentum=0.0.*nesterov=True"),
-    ({"batch_size": [10**6]}, "batch_size=1000000"),
-])
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ({}, "is empty"),
+        ({"lr": []}, "is empty"),
+        ({"learning_rate": [0.1]}, "'learning_rate', which is unknown: it must be one of lr, momentum"),
+        ({"seed": [1]}, "'seed', which is unknown"),
+        ({"lr": [0.1, -1.0]}, "lr=-1.0"),
+        ({"lr": (0.1, 0.2)}, r"lr=\(0.1, 0.2\)"),
+        ({"momentum": [None]}, "momentum=None"),
+        ({"nesterov": [True, False]}, "momentum=0.0.*nesterov=True"),
+        ({"batch_size": [10**6]}, "batch_size=1000000"),
+    ],
+)
 def test_bad_grids(grid, message):
     with pytest.raises(ValueError, match=message):
         sweep(grid, data=digits(), seeds=[0])
 
 
-@pytest.mark.parametrize("bad, message", [
-    ({"dtype": "float16"}, "dtype='float16'"),
-    ({"seeds": []}, "seeds is empty"),
-    ({"every": 0}, "every=0"),
-    ({"steps": -1}, "steps=-1"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"dtype": "float16"}, "dtype='float16'"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"every": 0}, "every=0"),
+        ({"steps": -1}, "steps=-1"),
+    ],
+)
 def test_bad_arguments(bad, message):
     with pytest.raises(ValueError, match=message):
         sweep({"lr": [0.1], "inputs": 64}, data=digits(), **bad)

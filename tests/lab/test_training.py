@@ -77,8 +77,17 @@ def test_batches_are_epochs_of_everything():
     assert batches(n=10, batch_size=10, steps=0, seed=0).shape == (0, 10)
 
 
-@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"batch_size": 1438}, {"batch_size": 1.5}, {"steps": -1},
-                                 {"every": 0}, {"every": None}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"batch_size": 0},
+        {"batch_size": 1438},
+        {"batch_size": 1.5},
+        {"steps": -1},
+        {"every": 0},
+        {"every": None},
+    ],
+)
 def test_refuses(bad):
     (name,) = bad
     with pytest.raises(ValueError, match=f"{name}="):

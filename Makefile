@@ -1,0 +1,90 @@
+# `make` alone lists what there is.
+PYTHON ?= python3
+TORCH  ?= 2.13.0
+PORT   ?= 8000
+
+BIN   := .venv/bin
+READY := .venv/.ready
+BOOK  := _build/html
+# One thread: small networks gain nothing from two. No colours, bars or notes of the frameworks in logs.
+export OMP_NUM_THREADS = 1
+export OPENBLAS_NUM_THREADS = 1
+export TF_CPP_MIN_LOG_LEVEL = 3
+export TF_ENABLE_ONEDNN_OPTS = 0
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+# While the book and the tests run, Python refuses every connection beyond this machine.
+OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
+
+say = @printf '\n== %s\n' "$(1)"
+
+.PHONY: help book serve lab test lint claims lock bench clean _build
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(READY): requirements.lock pyproject.toml
+	$(call say,Setting up .venv with the pinned packages. The first time takes some minutes.)
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed. Name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@{ $(BIN)/python -m pip install -r requirements.lock \
+	  && $(BIN)/python -m pip install --no-deps --no-build-isolation -e .; } >.venv/pip.log 2>&1 \
+	  || { grep -v '^WARNING' .venv/pip.log | tail -n 20; echo "The whole log: .venv/pip.log"; exit 1; }
+	@mkdir -p .venv/etc/ipython # kernels need not warn that loopback is not encrypted
+	@echo 'c.IPKernelApp.log_level = 40' >.venv/etc/ipython/ipython_kernel_config.py
+	@touch $@
+
+_build: $(READY)
+	$(call say,Executing and building the book)
+	@$(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going --quiet
+
+book: _build ## build the book (sets everything up first)
+	@printf '\nOpen file://%s in a browser, or run: make serve\n' "$(CURDIR)/$(BOOK)/index.html"
+
+serve: _build ## build the book and serve it on this machine
+	@printf '\nOpen http://127.0.0.1:$(PORT) (stop with Ctrl-C)\n'
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(BOOK) $(PORT) >/dev/null 2>&1
+
+lab: $(READY) ## open the chapters in JupyterLab
+	@$(BIN)/jupyter lab chapters
+
+lint: $(READY) ## check style and the rooms' imports
+	$(call say,Lint)
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-cache
+
+test: $(READY) ## run every check, from lint to the built pages
+	$(call say,Chromium)
+	@sh tests/chromium.sh $(BIN)/python
+	@$(MAKE) --no-print-directory lint _build
+	$(call say,Tests of the package and the notebooks and the built pages)
+	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(BIN)/pytest
+	$(call say,Chapters in fresh kernels)
+	@$(OFFLINE) $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 600 \
+	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
+	@printf '\nAll checks passed.\n'
+
+claims: $(READY) ## execute the chapters, store the outputs that claims make and no others
+	@$(OFFLINE) $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
+
+# TensorFlow has two names by machine, and torch brings its CUDA packages where it wants them.
+lock: ## pin the newest packages in requirements.lock
+	@$(PYTHON) -m venv _build/lock
+	@_build/lock/bin/python -m pip install pip-tools >_build/lock/pip.log 2>&1
+	@_build/lock/bin/pip-compile --upgrade $(TORCH:%=--upgrade-package torch==%) --allow-unsafe --strip-extras \
+	  --extra frameworks --extra book --extra test --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --output-file _build/lock/all pyproject.toml >>_build/lock/pip.log 2>&1 \
+	  || { tail -n 20 _build/lock/pip.log; exit 1; }
+	@{ echo '# Made by `make lock`: every package at the version that the book is built and tested with.'; \
+	   sed -E -e '/^(#|$$|nvidia-|cuda-|triton)/d' -e 's/^(torch==[^+]*)[+].*/\1/' \
+	     -e '/^tensorflow(-cpu)?==/d' _build/lock/all; \
+	   awk -F == '/^tensorflow-cpu==/ { \
+	     print $$0 "; platform_machine != '"'arm64' and platform_machine != 'aarch64'"'"; \
+	     print "tensorflow==" $$2 "; platform_machine == '"'arm64' or platform_machine == 'aarch64'"'" }' \
+	     _build/lock/all; } >requirements.lock
+
+bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their spread
+	@set -e; for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove what was built, and keep .venv
+	@rm -rf _build .cache .hypothesis .pytest_cache .ruff_cache

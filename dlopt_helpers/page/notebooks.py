@@ -1,0 +1,69 @@
+"""Chapters as files: their set-up cell, and the only outputs they store, those of claims.
+
+``python -m dlopt_helpers.page.notebooks chapters/*.ipynb`` executes each notebook and keeps exactly the
+outputs of the cells tagged ``nbval-check-output``.
+"""
+
+import sys
+
+CHECKED = "nbval-check-output"
+FOLDING = ("cellView", "jupyter", "mystnb", "tags")  # how Colab, JupyterLab and the book fold a cell
+ON_COLAB_MISSING = "mnist1d vl-convert-python"
+
+
+def setup_cell(repository, version):
+    """Return the first code cell of every chapter.
+
+    It does nothing where the package is installed. Elsewhere, as on Colab, it installs the tag of this
+    version and what Colab lacks, and leaves NumPy, the frameworks and ipywidgets as they are.
+
+    Args:
+      repository: the address of the repository, as in ``_config.yml``.
+      version: the version of the package, whose tag is ``v`` and the version.
+
+    Example:
+      >>> print(setup_cell("https://github.com/dlopt-book/dlopt", "0.1.0").splitlines()[2])
+      if importlib.util.find_spec("dlopt_helpers") is None:
+    """
+    return (
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("dlopt_helpers") is None:\n'
+        f"    %pip install -q --no-deps {ON_COLAB_MISSING} git+{repository}@v{version}"
+    )
+
+
+def keep_claims(notebook):
+    """Strip the notebook in place: no timings, and of the outputs those of checked cells.
+
+    A checked cell counts as run once, since nbval wants a count beside an output; others as not run.
+    """
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {key: cell.metadata[key] for key in FOLDING if cell.metadata.get(key)}
+        if cell.cell_type == "code":
+            cell.outputs = cell.outputs if CHECKED in tags else []
+            cell.execution_count = 1 if cell.outputs else None
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = 1
+
+
+def main(paths):
+    """Execute each notebook in its folder and write it back with the outputs of its claims."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+        keep_claims(notebook)
+        nbformat.write(notebook, path)
+        print(f"{path}: {sum(bool(cell.get('outputs')) for cell in notebook.cells)} checked outputs stored")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

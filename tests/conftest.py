@@ -1,0 +1,31 @@
+"""For every test: no network, one thread, and a run without a single passed test is a failure."""
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+NO_NETWORK = Path(__file__).parent / "no_network"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+if str(NO_NETWORK) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    # Run by hand and not by make: guard this process, and by the variable those that it starts.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(NO_NETWORK), os.environ.get("PYTHONPATH", "")])
+    runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    passed = session.testscollected - session.testsfailed - _skipped["count"]
+    if exitstatus == pytest.ExitCode.OK and passed <= 0 and not session.config.option.collectonly:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+_skipped = {"count": 0}
+
+
+def pytest_runtest_logreport(report):
+    _skipped["count"] += report.skipped
