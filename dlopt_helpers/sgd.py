@@ -70,5 +70,7 @@ class SGD:
         """Return the weights and the state after one step; the arguments stay as they are."""
         gradient = gradient + self.weight_decay * w
         velocity = self.momentum * state["velocity"] + gradient
-        direction = gradient + self.momentum * velocity if self.nesterov else velocity
+        direction = velocity
+        if self.nesterov:
+            direction = gradient + self.momentum * velocity
         return w - self.lr * direction, {"velocity": velocity}
