@@ -48,6 +48,7 @@ class SGD:
     Note:
       PyTorch computes exactly this. Keras multiplies the rate into the velocity and
       decouples the decay: see :mod:`dlopt_helpers.bridges.conventions`.
+      Pass Python numbers: NumPy 2 turns float32 weights into float64 where ``lr`` is a ``np.float64``.
     """
 
     lr: float = 0.01

@@ -113,7 +113,7 @@ def _train_stack(runs, rule, model, data, steps, every, dtype):
     """Train the ``runs``, pairs of setting and seed, as one stack and return their rows."""
     stack = _Stack(runs, rule, model, data, steps, getattr(torch, dtype))
     due, rows = recorded(steps, every), []
-    for step in progress(range(steps + 1), f"{len(runs)} networks"):
+    for step in range(steps + 1):
         if step in due:
             rows += [(run, step, *measured) for run, *measured in stack.measure()]
         if step < steps and len(stack.alive):
