@@ -27,12 +27,12 @@ STAGES = {"untrained": 0, "after 500 steps": 500}
 BATCH_SIZES = [1, 4, 16, 64, 256, 1024, 4000]
 
 
-def example_gradients(stage):
+def example_gradients(stage, seed=0):
     """Return the gradient of each training example, shape (4000, 2698), for a small MLP at ``stage``."""
     data = mnist1d()
-    model = mlp(hidden=32)
+    model = mlp(hidden=32, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    train(model, optimizer, data, steps=STAGES[stage], every=500)
+    train(model, optimizer, data, steps=STAGES[stage], seed=seed, every=500)
     weights = {name: w.detach().double() for name, w in model.named_parameters()}
 
     def loss(weights, x, y):
