@@ -55,10 +55,8 @@ class Live:
         return {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
 
     def _fresh(self):
-        self.drawn, self.more = (
-            self.explorer.setting,
-            [],
-        )  # more: rows computed since, which join the faint ones
+        self.drawn = self.explorer.setting
+        self.more = []  # rows computed since, which join the faint ones
         return [alt.Chart.from_dict(spec) for spec in self.explorer.filled()]
 
     def _widget(self, control):
