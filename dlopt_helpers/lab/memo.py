@@ -1,5 +1,6 @@
 """Results of expensive functions, kept on disk until the code that made them changes."""
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -11,7 +12,6 @@ import joblib
 import platformdirs
 
 _PACKAGE = Path(__file__).parents[1]
-_NOT_LAB = {"page", "chapters"}  # what draws and asks cannot change a result
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
 
 
@@ -21,15 +21,38 @@ def cache_dir():
 
 
 @functools.cache
-def source_digest(*more):
-    """Return a SHA-256 over the package's algorithms, the files ``more`` and the libraries' versions."""
-    files = [f for f in _PACKAGE.rglob("*.py") if f.relative_to(_PACKAGE).parts[0] not in _NOT_LAB]
+def source_digest(*files):
+    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions."""
     digest = hashlib.sha256()
-    for file in sorted({*files, *map(Path, more)}):
+    for file in sorted(_with_imports(files)):
         digest.update(file.name.encode() + file.read_bytes())
     for library in _LIBRARIES:
         digest.update(f"{library}=={metadata.version(library)}".encode())
     return digest.hexdigest()
+
+
+def _with_imports(files):
+    """Return ``files`` and all files of the package that they import, directly or not.
+
+    ``page`` is left out: what draws and asks cannot change a result.
+    """
+    found, left = set(), [Path(file) for file in files]
+    while left:
+        file = left.pop()
+        if file not in found and file.exists() and _PACKAGE / "page" not in file.parents:
+            found.add(file)
+            left += _imported(file)
+    return found
+
+
+def _imported(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):  # a name may be a module, or something inside one
+            names = [node.module, *(f"{node.module}.{name}" for name in names)]
+        for package, *rest in (name.split(".") for name in names):
+            if package == _PACKAGE.name:
+                yield _PACKAGE.joinpath(*rest).with_suffix(".py") if rest else _PACKAGE / "__init__.py"
 
 
 def _of_package(function):
@@ -39,10 +62,11 @@ def _of_package(function):
 def memoise(function):
     """Keep the results of ``function`` on disk, for this source code and these arguments.
 
-    The key covers every algorithm of the package and the file in which ``function`` stands,
-    not only its own lines: a corrected formula never meets an old result. Functions and
-    classes that are defined outside the package (in a notebook, say) have no such key, so a
-    call that is given one is computed anew each time.
+    The key covers the file in which ``function`` stands, the files of the functions and classes among
+    its arguments, and every file of the package that these import: a corrected formula never meets
+    an old result, and a new chapter leaves the old results alone. Functions and classes that are
+    defined outside the package (in a notebook, say) have no such key, so a call that is given one
+    is computed anew each time.
 
     Example:
       >>> @memoise
@@ -52,14 +76,15 @@ def memoise(function):
       2
     """
     file = inspect.getsourcefile(function)
-    more = (file,) if file and os.path.exists(file) else ()
+    known = file and os.path.exists(file)
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         callables = [a for a in (*args, *kwargs.values()) if callable(a)]
-        if not more or any(not _of_package(c) for c in callables):
+        if not known or any(not _of_package(c) for c in callables):
             return function(*args, **kwargs)
-        memory = joblib.Memory(cache_dir() / source_digest(*more)[:16], verbose=0)
+        digest = source_digest(file, *sorted({inspect.getsourcefile(c) for c in callables}))
+        memory = joblib.Memory(cache_dir() / digest[:16], verbose=0)
         return memory.cache(function)(*args, **kwargs)
 
     return wrapper

@@ -40,21 +40,51 @@ def test_results_live_until_the_file_changes(tmp_path):
     assert run(module, 5, tmp_path) == ["computed", "6"]  # f itself did not change, its module did
 
 
-def test_digest_covers_the_algorithms_and_not_the_pages(tmp_path, monkeypatch):
-    for room in ("lab", "page", "chapters"):
-        (tmp_path / room).mkdir()
-    monkeypatch.setattr(memo, "_PACKAGE", tmp_path)
+def test_digest_covers_what_is_imported_and_nothing_else(tmp_path, monkeypatch):
+    package = tmp_path / "dlopt_helpers"
+    monkeypatch.setattr(memo, "_PACKAGE", package)
+    files = {
+        "lab/sweep.py": "import dlopt_helpers.page.explorer\ndef f(): from dlopt_helpers.lab import models",
+        "lab/models.py": "from dlopt_helpers.sgd import SGD\nfrom numpy import array",
+        "sgd.py": "import dlopt_helpers.lab.sweep",  # a circle ends
+        "adam.py": "",
+        "page/explorer.py": "",
+    }
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
 
     def digest():
         memo.source_digest.cache_clear()
-        return memo.source_digest()
+        return memo.source_digest(package / "lab/sweep.py")
 
-    files = {"sgd.py": True, "lab/sweep.py": True, "page/a.py": False, "chapters/a.py": False}
-    for name, matters in files.items():
+    for name, text in files.items():
         before = digest()
-        (tmp_path / name).write_text("x = 1")
-        assert (digest() != before) == matters, name
+        (package / name).write_text(text + "\nx = 1")
+        assert (digest() != before) == (name not in ("adam.py", "page/explorer.py")), name
     memo.source_digest.cache_clear()
+
+
+def test_the_rule_of_a_sweep_is_part_of_its_key():
+    sweep, adam = (memo._PACKAGE / name for name in ("lab/sweep.py", "adam.py"))
+    names = {str(file.relative_to(memo._PACKAGE)) for file in memo._with_imports([sweep])}
+    assert {"lab/sweep.py", "lab/training.py", "lab/models.py", "sgd.py", "_require.py"} <= names
+    assert "adam.py" not in names and adam in memo._with_imports([sweep, adam])
+
+
+def test_a_changed_argument_means_a_new_key(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("DLOPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(memo, "source_digest", lambda *files: seen.append(files) or "0" * 16)
+
+    @memo.memoise
+    def name(thing, other=None):
+        return thing.__name__
+
+    name(digits)
+    name(digits, other=memo.memoise)
+    assert [Path(f).name for f in seen[0]] == ["test_memo.py", "data.py"]
+    assert [Path(f).name for f in seen[1]] == ["test_memo.py", "data.py", "memo.py"]
 
 
 def test_what_a_reader_defines_is_never_kept():
