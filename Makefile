@@ -9,6 +9,8 @@ BOOK  := _build/html
 # One thread: small networks gain nothing from two. No colours, bars or notes of the frameworks in logs.
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
+# Sweeps train on all cores, one process on each.
+export DLOPT_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export TF_CPP_MIN_LOG_LEVEL = 3
 export TF_ENABLE_ONEDNN_OPTS = 0
 export PYDEVD_DISABLE_FILE_VALIDATION = 1

@@ -1,7 +1,7 @@
 r"""Surfaces over the plane on which an update rule leaves a path."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import contourpy
 import numpy as np
@@ -65,6 +65,29 @@ def quadratic(kappa=25.0):
     )
 
 
+def turned(surface, degrees, window):
+    """Return ``surface`` turned counter-clockwise about the origin, seen through another ``window``.
+
+    A rule whose formula treats each coordinate on its own may walk differently there.
+
+    Example:
+      >>> bowl = turned(quadratic(), 90, window=((-1.5, 1.5), (-5.0, 5.0)))
+      >>> round(bowl.value(np.array([-1.0, 3.0])), 9)
+      17.0
+    """
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return replace(
+        surface,
+        name=f"{surface.name}, turned",
+        value=lambda w: surface.value(w @ turn.T),
+        gradient=lambda w: surface.gradient(w @ turn.T) @ turn,
+        start=tuple((np.array(surface.start) @ turn).tolist()),
+        minima=tuple(tuple((np.array(m) @ turn).tolist()) for m in surface.minima),
+        window=window,
+    )
+
+
 def beale():
     r"""Return Beale's function: steep walls, a flat bent valley.
 
@@ -123,7 +146,7 @@ def saddle():
 
 def _plain(value):
     """Return a Python number for the value at one point, so that it prints as one."""
-    return value.item() if value.ndim == 0 else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def descend(rule, surface, steps=100, noise=0.0, seed=0):

@@ -2,7 +2,9 @@
 
 import inspect
 import itertools
+import math
 import numbers
+import os
 from dataclasses import fields, replace
 
 import joblib
@@ -21,7 +23,38 @@ from dlopt_helpers.sgd import SGD
 STACK = 16  # networks trained at once: fewer waste time on calls, more leave the processor's cache
 
 
-def sweep(grid, *, rule=SGD, model=mlp, data=None, steps=1_000, every=50, seeds=range(5), dtype="float32"):
+def constant(step, steps):
+    """Return 1, the factor of a learning rate that stays.
+
+    Example:
+      >>> constant(5, 10)
+      1.0
+    """
+    return 1.0
+
+
+def cosine(step, steps):
+    """Return the factor that falls from 1 along half a cosine and would be 0 after the last step.
+
+    Example:
+      >>> round(cosine(0, 10), 3), round(cosine(5, 10), 3), round(cosine(9, 10), 3)
+      (1.0, 0.5, 0.024)
+    """
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def sweep(
+    grid,
+    *,
+    rule=SGD,
+    model=mlp,
+    data=None,
+    steps=1_000,
+    every=50,
+    schedule=constant,
+    seeds=range(5),
+    dtype="float32",
+):
     r"""Train one network for each setting of ``grid`` and each seed, many of them at once.
 
     The parameters of :math:`K` networks are stacked into arrays of shape :math:`(K, \dots)`, and the
@@ -31,8 +64,9 @@ def sweep(grid, *, rule=SGD, model=mlp, data=None, steps=1_000, every=50, seeds=
 
     Settings that differ in what cannot be stacked (batch size, size of the model, Nesterov or not) go
     into separate stacks. These are run by ``joblib.Parallel()``, so that
-    ``joblib.parallel_config(n_jobs=4)`` spreads a sweep over cores, and ``backend="dask"`` or ``"ray"``
-    over a cluster. Results are kept on disk (:mod:`dlopt_helpers.lab.memo`).
+    ``joblib.parallel_config(n_jobs=4)`` spreads a sweep over cores (``DLOPT_JOBS=4`` in the environment
+    does it for all), and ``backend="dask"`` or ``"ray"`` over a cluster. Results are kept on disk
+    (:mod:`dlopt_helpers.lab.memo`).
 
     Args:
       grid: maps names to values: fields of ``rule``, ``batch_size`` (64 unless given) and arguments of
@@ -42,6 +76,8 @@ def sweep(grid, *, rule=SGD, model=mlp, data=None, steps=1_000, every=50, seeds=
       data: a :class:`~dlopt_helpers.lab.data.Data`; MNIST-1D unless given.
       steps: number of updates.
       every: updates between two rows.
+      schedule: ``schedule(step, steps)`` returns the factor on the learning rate at a step, such as
+        :func:`cosine`.
       seeds: of the initial weights and of the order of the examples.
       dtype: ``"float32"`` or ``"float64"``.
 
@@ -63,7 +99,7 @@ def sweep(grid, *, rule=SGD, model=mlp, data=None, steps=1_000, every=50, seeds=
     settings, seeds = _settings(grid, rule, model), [int(s) for s in seeds]
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
-    return _sweep(settings, rule, model, data or mnist1d(), steps, every, seeds, dtype)
+    return _sweep(settings, rule, model, data or mnist1d(), steps, every, seeds, dtype, schedule)
 
 
 def _settings(grid, rule, model):
@@ -101,15 +137,23 @@ def _stacks(settings, rule, seeds):
 
 
 @memoise
-def _sweep(settings, rule, model, data, steps, every, seeds, dtype):
+def _sweep(settings, rule, model, data, steps, every, seeds, dtype, schedule=constant):
     stacks = _stacks(settings, rule, seeds)
-    jobs = (joblib.delayed(_train_stack)(s, rule, model, data, steps, every, dtype) for s in stacks)
-    tables = joblib.Parallel()(progress(list(jobs), "sweep"))
+    jobs = [joblib.delayed(_train_stack)(s, rule, model, data, steps, every, dtype, schedule) for s in stacks]
+    tables = joblib.Parallel(_processes(len(jobs)))(progress(jobs, "sweep"))
     return pd.concat(tables, ignore_index=True)
 
 
+def _processes(jobs):
+    """Return what ``DLOPT_JOBS`` says and ``jobs`` need, or None, which leaves it to joblib."""
+    said = os.environ.get("DLOPT_JOBS")
+    if said and not (said.isdecimal() and int(said) >= 1):
+        raise ValueError(f"DLOPT_JOBS={said!r} is not allowed: it must be a whole number >= 1")
+    return min(int(said), jobs) if said else None
+
+
 @one_thread()
-def _train_stack(runs, rule, model, data, steps, every, dtype):
+def _train_stack(runs, rule, model, data, steps, every, dtype, schedule):
     """Train the ``runs``, pairs of setting and seed, as one stack and return their rows."""
     stack = _Stack(runs, rule, model, data, steps, getattr(torch, dtype))
     due, rows = recorded(steps, every), []
@@ -117,7 +161,7 @@ def _train_stack(runs, rule, model, data, steps, every, dtype):
         if step in due:
             rows += [(run, step, *measured) for run, *measured in stack.measure()]
         if step < steps and len(stack.alive):
-            stack.update(step)
+            stack.update(step, schedule(step, steps))
     rows = pd.DataFrame(rows, columns=["run", "step", "loss", "accuracy"])
     rows["diverged"] = ~rows.run.isin(stack.alive)
     settings = pd.DataFrame([{**setting, "seed": seed} for setting, seed in runs])
@@ -142,15 +186,18 @@ class _Stack:
         order = np.stack([batches(n, batch_size, steps, seed) for seed in seeds], axis=1)
         self.order = torch.from_numpy(order)
 
-    def update(self, step):
-        """Make one step in every network."""
+    def update(self, step, factor):
+        """Make one step in every network, with ``factor`` on the learning rates."""
         batch = self.order[step][self.seed_of[self.alive]]
         x, y = self.data[0][batch], self.data[1][batch]
         weights = {name: w.requires_grad_() for name, w in self.weights.items()}
         loss = _losses(self.logits(weights, x), y).sum()  # no network meets another: the gradients stay apart
         gradients = torch.autograd.grad(loss, list(weights.values()))
         for (name, w), gradient in zip(weights.items(), gradients, strict=True):
-            after = self.rules[name].step(w.detach(), gradient, self.states[name])
+            rule = self.rules[name]
+            if factor != 1:
+                rule = replace(rule, lr=factor * rule.lr)
+            after = rule.step(w.detach(), gradient, self.states[name])
             self.weights[name], self.states[name] = after
 
     @torch.no_grad()

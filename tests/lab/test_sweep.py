@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from dlopt_helpers.adam import Adam
 from dlopt_helpers.bridges.conventions import KerasSGD
 from dlopt_helpers.bridges.torch import RuleOptimizer
 from dlopt_helpers.lab import sweep as module
 from dlopt_helpers.lab.data import digits
 from dlopt_helpers.lab.models import mlp
-from dlopt_helpers.lab.sweep import sweep
+from dlopt_helpers.lab.sweep import cosine, sweep
 from dlopt_helpers.lab.training import train
 from dlopt_helpers.sgd import SGD
 
@@ -66,6 +67,19 @@ def test_equals_the_bridge_for_another_rule():
     assert_same(runs, lambda params, options: RuleOptimizer(params, KerasSGD(**options)))
 
 
+@pytest.mark.parametrize("rule, theirs", [(SGD, torch.optim.SGD), (Adam, torch.optim.Adam)])
+def test_a_schedule_is_that_of_the_frameworks(rule, theirs):
+    setting = {"inputs": 64, "hidden": 8, "lr": 0.05}
+    runs = sweep(setting, rule=rule, data=digits(), steps=30, schedule=cosine, seeds=[0], dtype="float64")
+    model = mlp(inputs=64, hidden=8).double()
+    optimizer = theirs(model.parameters(), lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+    one = train(model, optimizer, digits(), steps=30, schedule=schedule)
+    np.testing.assert_allclose(runs.loss, one.loss, rtol=1e-10)
+    constant = sweep(setting, rule=rule, data=digits(), steps=30, seeds=[0], dtype="float64")
+    assert abs(constant.loss.iloc[-1] / one.loss.iloc[-1] - 1) > 1e-3
+
+
 def test_a_diverging_run_leaves_the_others_alone():
     grid = {"lr": [0.1, 1e30, 0.01], "inputs": 64, "hidden": 8}
     together = sweep(grid, data=digits(), steps=40, every=10, seeds=[0, 1])
@@ -98,6 +112,21 @@ def test_joblib_carries_it_to_workers():
     with joblib.parallel_config(backend="loky", n_jobs=2):
         there = module._sweep.__wrapped__(*settings)
     assert here.equals(there)
+
+
+def test_the_environment_spreads_a_sweep(monkeypatch):
+    monkeypatch.setenv("DLOPT_JOBS", "2")
+    asked, here = [], joblib.Parallel(1)
+    monkeypatch.setattr(module.joblib, "Parallel", lambda n_jobs: asked.append(n_jobs) or here)
+    grid = {"lr": [0.1], "inputs": 64, "hidden": [8, 9, 10]}
+    call = module._settings(grid, SGD, mlp), SGD, mlp, digits(), 2, 1, [0], "float64"
+    module._sweep.__wrapped__(*call)
+    module._sweep.__wrapped__(call[0][:1], *call[1:])
+    assert asked == [2, 1]  # for a single stack a second process would only cost its start
+    for bad in ("0", "-1", "two", "1.5"):
+        monkeypatch.setenv("DLOPT_JOBS", bad)
+        with pytest.raises(ValueError, match=f"DLOPT_JOBS='{bad}' is not allowed"):
+            module._sweep.__wrapped__(*call)
 
 
 def test_a_second_time_it_comes_from_the_disk(monkeypatch):
