@@ -53,15 +53,25 @@ class Symbol:
     def __abs__(self):
         return self.trace._symbol("abs", self.place)
 
+    def _refuse(self, *_):
+        raise TypeError("a symbol has no value to compare or to branch on")
+
+    __bool__ = __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
+_NUMBERS = (float, int, numbers.Real)  # the last is the general answer, and ten times as slow
+_OPERANDS = (Symbol, *_NUMBERS)
+
 
 def _operator(name):
     def forward(self, other):
-        if not isinstance(other, Symbol | numbers.Real):
+        if not isinstance(other, _OPERANDS):
             return NotImplemented  # an array takes the operation over, element by element
         return self.trace._symbol(name, self.place, self.trace.place(other))
 
     def backward(self, other):
-        if not isinstance(other, numbers.Real):
+        if not isinstance(other, _NUMBERS):
             return NotImplemented
         return self.trace._symbol(name, self.trace.place(other), self.place)
 

@@ -1,5 +1,6 @@
-"""The bridge to Keras: same paths as keras.optimizers.SGD, and models that train, save and load."""
+"""The bridge to Keras: same paths as those of keras.optimizers, and models that train, save and load."""
 
+import functools
 import itertools
 
 import keras
@@ -7,29 +8,37 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from frameworks import keras_optimizer, torch_optimizer
 
-from dlopt_helpers.bridges.conventions import KerasSGD
+from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
+from dlopt_helpers.bridges.conventions import KerasAdam, KerasSGD
 from dlopt_helpers.bridges.keras import RuleOptimizer
 from dlopt_helpers.sgd import SGD
 
-COMBINATIONS = [
-    {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
-    for momentum, nesterov, decay in itertools.product([0.0, 0.9], [False, True], [0.0, 0.1])
-    if momentum or not nesterov
+RULES = [
+    *[
+        SGD(0.1, momentum, nesterov, decay)
+        for momentum, nesterov, decay in itertools.product([0.0, 0.9], [False, True], [0.0, 0.1])
+        if momentum or not nesterov
+    ],
+    Adagrad(0.1, weight_decay=0.1),
+    RMSprop(0.01, weight_decay=0.1),
+    Adam(0.01, weight_decay=0.1),
+    Adam(0.01, amsgrad=True),
+    AdamW(0.01, weight_decay=0.1),
+    NAdam(0.01, weight_decay=0.1),
 ]
-every_combination = pytest.mark.parametrize("options", COMBINATIONS, ids=str)
-SHAPES = [(), (0,), (0, 3), (4, 3)]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
+SHAPES = [(), (0,), (1,), (4, 3)]
 START = [np.random.default_rng(0).normal(size=shape) for shape in SHAPES]
 FLOAT32 = 1e-6  # seen: 0 in most cases, 1.2e-7 at most
+# seen: 3e-6. In float32 the difference 1 - 0.999 is off by 1e-5 of itself. A rule has it in two places: torch
+# computes both in float64, Keras's Adam and the bridge the one in the correction, Keras's NAdam neither.
+CORRECTED_IN_FLOAT32 = 1e-5
 
 
-def exponential():
-    return keras.optimizers.schedules.ExponentialDecay(0.1, decay_steps=5, decay_rate=0.8)
-
-
-def theirs(learning_rate, options, **more):
-    decay = options["weight_decay"] or None
-    return keras.optimizers.SGD(learning_rate, **options | {"weight_decay": decay}, **more)
+def exponential(lr=0.1):
+    return keras.optimizers.schedules.ExponentialDecay(lr, decay_steps=5, decay_rate=0.8)
 
 
 def descend(optimizer, dtype="float32", steps=50):
@@ -52,34 +61,45 @@ def assert_equal(ours, expected, atol=FLOAT32):
 
 
 @pytest.mark.parametrize("rate", ["constant", "schedule"])
-@every_combination
-def test_keras_convention_equals_keras_sgd(options, rate):
-    ours, lr = {}, 0.1
-    if rate == "schedule":
-        ours, lr = {"learning_rate": exponential()}, exponential()
-    a = RuleOptimizer(SGD(lr=0.1, **options), convention="keras", **ours)
-    assert_equal(descend(a), descend(theirs(lr, options)))
+@every_rule
+def test_keras_convention_equals_keras(rule, rate):
+    more = {"learning_rate": exponential(rule.lr)} if rate == "schedule" else {}
+    close = CORRECTED_IN_FLOAT32 if type(rule) is NAdam else FLOAT32
+    ours, expected = RuleOptimizer(rule, "keras", **more), keras_optimizer(rule, **more)
+    assert_equal(descend(ours), descend(expected), atol=close)
 
 
-@every_combination
-def test_torch_convention_equals_torch_inside_keras(options):
+@every_rule
+def test_torch_convention_equals_torch_inside_keras(rule):
     weights = [torch.nn.Parameter(torch.tensor(w, dtype=torch.float32)) for w in START]
-    optimizer = torch.optim.SGD(weights, lr=0.1, **options)
+    optimizer = torch_optimizer(rule, weights)
     for step in range(50):
-        optimizer.param_groups[0]["lr"] = float(exponential()(step))
+        optimizer.param_groups[0]["lr"] = float(exponential(rule.lr)(step))
         for w in weights:
             w.grad = w.detach().clone()
         optimizer.step()
-    ours = RuleOptimizer(SGD(**options), convention="torch", learning_rate=exponential())
-    assert_equal(descend(ours), [w.detach().numpy() for w in weights])
+    ours = RuleOptimizer(rule, convention="torch", learning_rate=exponential(rule.lr))
+    close = CORRECTED_IN_FLOAT32 if hasattr(rule, "beta1") else FLOAT32
+    assert_equal(descend(ours), [w.detach().numpy() for w in weights], atol=close)
 
 
-def test_float64_weights_stay_float64():
-    ours = RuleOptimizer(KerasSGD(lr=0.125, momentum=0.875))  # numbers that float32 holds exactly
-    expected = keras.optimizers.SGD(0.125, momentum=0.875)
-    ends = descend(ours, "float64")
+@pytest.mark.parametrize(  # numbers that float32 holds exactly
+    "rule", [KerasSGD(2.0**-3, momentum=0.875), KerasAdam(2.0**-6, 0.875, 1 - 2.0**-10, 2.0**-20)], ids=str
+)
+def test_float64_weights_stay_float64(rule):
+    ends = descend(RuleOptimizer(rule), "float64")
     assert ends[-1].dtype == "float64"
-    assert_equal(ends, descend(expected, "float64"), atol=1e-14)
+    assert_equal(ends, descend(keras_optimizer(rule), "float64"), atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [Adam(0.01), NAdam(0.01)], ids=str)
+def test_bfloat16_weights_count_every_step(rule):
+    """In bfloat16 the counter would stay at 256, and the correction divide by ``1 - 0.999 == 0``."""
+    optimizer = RuleOptimizer(rule)
+    ends = descend(optimizer, "bfloat16", steps=300)
+    counters = [v for v in optimizer.variables if v.path.endswith("_t")]
+    assert [v.numpy() for v in counters] == [300.0] * len(START)
+    assert_equal([w.astype("float32") for w in ends], descend(RuleOptimizer(rule), steps=300), atol=0.05)
 
 
 def model(optimizer):
@@ -96,29 +116,45 @@ def fit(net, epochs=2):
     return net.get_weights()
 
 
+@functools.cache
+def plain(rule):
+    return fit(model(keras_optimizer(rule)))
+
+
+NESTEROV, DECOUPLED = SGD(0.1, 0.9, True, 0.1), AdamW(0.01, eps=0.01, weight_decay=0.1)
+
+
 @pytest.mark.parametrize(
-    "more",
+    "rule, more",
     [
-        {"clipnorm": 0.1},
-        {"global_clipnorm": 0.1},
-        {"clipvalue": 0.01},
-        {"use_ema": True, "ema_momentum": 0.5},
-        {"gradient_accumulation_steps": 2},
+        (NESTEROV, {"clipnorm": 0.1}),
+        (NESTEROV, {"global_clipnorm": 0.1}),
+        (NESTEROV, {"clipvalue": 0.01}),
+        (NESTEROV, {"use_ema": True, "ema_momentum": 0.5}),
+        (NESTEROV, {"gradient_accumulation_steps": 2}),
+        (DECOUPLED, {"clipvalue": 0.01}),
+        (DECOUPLED, {"gradient_accumulation_steps": 2}),  # the rule's steps are not Keras's iterations
     ],
-    ids=lambda more: next(iter(more)),
+    ids=str,
 )
-def test_options_of_every_keras_optimiser(more):
-    options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}
-    ours = fit(model(RuleOptimizer(SGD(lr=0.1, **options), "keras", **more)))
-    assert_equal(ours, fit(model(theirs(0.1, options, **more))))
-    assert np.abs(ours[0] - fit(model(theirs(0.1, options)))[0]).max() > 1e-3
+def test_options_of_every_keras_optimiser(rule, more):
+    ours = fit(model(RuleOptimizer(rule, "keras", **more)))
+    assert_equal(ours, fit(model(keras_optimizer(rule, **more))))
+    assert np.abs(ours[0] - plain(rule)[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize("rate", ["constant", "schedule"])
 @pytest.mark.parametrize("convention", ["torch", "keras"])
-def test_saved_training_continues_bit_by_bit(tmp_path, convention, rate):
-    schedule = {"learning_rate": exponential()} if rate == "schedule" else {}
-    rule = SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+@pytest.mark.parametrize(
+    "rule, rate",
+    [
+        (NESTEROV, "schedule"),
+        (Adam(0.01, amsgrad=True, weight_decay=0.01), "constant"),
+        (NAdam(0.01), "schedule"),
+    ],
+    ids=str,
+)
+def test_saved_training_continues_bit_by_bit(tmp_path, rule, convention, rate):
+    schedule = {"learning_rate": exponential(rule.lr)} if rate == "schedule" else {}
     first = model(RuleOptimizer(rule, convention, **schedule))
     fit(first)
     first.save(tmp_path / "model.keras")
@@ -128,31 +164,60 @@ def test_saved_training_continues_bit_by_bit(tmp_path, convention, rate):
     assert_equal(fit(second), fit(first), atol=0)
 
 
+def test_a_checkpoint_of_tensorflow_holds_the_whole_state(tmp_path):
+    def checkpoint(optimizer, dtype="float32"):
+        weights = [tf.Variable(w, dtype=dtype) for w in START]
+        optimizer.build(weights)
+        return weights, tf.train.Checkpoint(weights=weights, optimizer=optimizer)
+
+    a, b = RuleOptimizer(NAdam(0.01)), RuleOptimizer(NAdam(0.01))
+    weights, first = checkpoint(a)
+    for _ in range(3):
+        a.apply([w + 0.0 for w in weights])
+    path = first.save(tmp_path / "checkpoint")
+    others, second = checkpoint(b)
+    second.restore(path).assert_consumed()
+    for optimizer, variables in ((a, weights), (b, others)):
+        for _ in range(3):
+            optimizer.apply([w + 0.0 for w in variables])
+    assert_equal([w.numpy() for w in others], [w.numpy() for w in weights], atol=0)
+
+
 def test_a_learning_rate_set_by_hand_is_used():
     a, b = RuleOptimizer(SGD(lr=0.1)), RuleOptimizer(SGD(lr=0.3))
     a.learning_rate = 0.3
     assert_equal(descend(a), descend(b), atol=0)
 
 
-def test_a_model_with_an_embedding_trains():
+@pytest.mark.parametrize("rule", [SGD(0.1, 0.9), Adam(0.1), NAdam(0.1)], ids=str)
+def test_a_model_with_an_embedding_trains(rule):
     net = keras.Sequential([keras.Input([3]), keras.layers.Embedding(5, 2), keras.layers.Flatten()])
-    net.compile(RuleOptimizer(SGD(lr=0.1, momentum=0.9)), loss="mse")
+    net.compile(RuleOptimizer(rule), loss="mse")
     before = net.get_weights()[0]
     net.fit(np.ones((4, 3)), np.ones((4, 6)), verbose=0)
     changed = (net.get_weights()[0] != before).any(axis=1)
     assert changed.tolist() == [False, True, False, False, False]
 
 
-def test_excluded_variables_do_not_decay():
-    options = {"momentum": 0.9, "nesterov": False, "weight_decay": 0.1}
-    ours, expected = RuleOptimizer(SGD(lr=0.1, **options), "keras"), theirs(0.1, options)
+@pytest.mark.parametrize("rule", [NESTEROV, DECOUPLED], ids=str)
+def test_excluded_variables_do_not_decay(rule):
+    ours, expected = RuleOptimizer(rule, "keras"), keras_optimizer(rule)
     for optimizer in (ours, expected):
         optimizer.exclude_from_weight_decay(var_names=["bias"])
     assert_equal(fit(model(ours)), fit(model(expected)))
 
 
-def test_first_step_inside_a_graph():
-    w, optimizer = keras.Variable(np.ones(3, "float32")), RuleOptimizer(SGD(lr=0.5, momentum=0.5))
+@every_rule
+def test_weights_without_entries(rule):
+    """Keras's own optimisers raise for this shape: it takes some of their sums for a bias's."""
+    w, optimizer = keras.Variable(np.ones((0, 3), "float32")), RuleOptimizer(rule)
+    optimizer.apply([tf.ones((0, 3))], [w])
+    assert w.shape == (0, 3)
+
+
+@pytest.mark.parametrize("rule", [SGD(0.5, momentum=0.5), Adam(0.625, 0.5, 0.75, eps=0.0)], ids=str)
+def test_first_step_inside_a_graph(rule):
+    w, optimizer = keras.Variable(np.ones(3, "float32")), RuleOptimizer(rule)
 
     @tf.function
     def step():
