@@ -2,9 +2,10 @@
 
     python benchmarks/explorer.py [SITE]
 
-Measures two made pages, 3,000 rows drawn faint and 24,000 rows stored, and then each page of SITE
-(default ``_build/html``) that holds an explorer. A move is timed inside an animation frame, as a browser
-delivers input, from the control's event to the end of that frame's style, layout and paint on the main
+Measures three made pages (3,000 rows drawn faint; 24,000 rows stored; six runs of 100 steps that the page
+computes, NAdam on Beale's function, 114 operations a step) and then each page of SITE (default
+``_build/html``) that holds an explorer. A move is timed inside an animation frame, as a browser delivers
+input, from the control's event to the end of that frame's style, layout and paint on the main
 thread; one frame is 16.7 ms. Weight is the page's own HTML, gzipped, without the scripts that all share.
 """
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pandas as pd
 
@@ -22,7 +24,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from browser import DESK, chromium, served  # noqa: E402
 
+from dlopt_helpers.adam import NAdam  # noqa: E402
+from dlopt_helpers.lab.surfaces import beale  # noqa: E402
 from dlopt_helpers.page.explorer import BLUE, INK, Explorer, Slider, write_assets  # noqa: E402
+from dlopt_helpers.page.recurrence import Recurrence  # noqa: E402
 
 MOVES = 200
 TIME = """(figure, moves) => new Promise(resolve => {
@@ -67,6 +72,39 @@ def made(settings, points, faint):
     return Explorer(runs, draw, controls, caption="A walk.", title="Benchmark")
 
 
+def computed():
+    """Return an explorer of six runs that the page computes anew at each move."""
+    surface = beale()
+
+    def start(rule):
+        w = np.array(surface.start)
+        return {"w": w, "state": NAdam().init(w)}
+
+    def step(w, state, rule, lr, beta1, beta2):
+        w, state = NAdam(lr * rule, beta1, beta2).step(w, surface.gradient(w), state)
+        return {"w": w, "state": state}
+
+    def row(w):
+        return {"x": w[0], "y": w[1], "gap": surface.value(w)}
+
+    def draw(_, chosen):
+        def axis(channel, column, low, high):
+            return channel(f"{column}:Q", scale=alt.Scale(domain=[low, high], clamp=True))
+
+        x, y = axis(alt.X, "x", 0, 4), axis(alt.Y, "y", -1, 2)
+        steps, gap = axis(alt.X, "step", 0, 100), axis(alt.Y, "gap", 0, 10)
+        path = chosen.mark_line().encode(x=x, y=y, color="rule:N", order="step:Q")
+        return path, chosen.mark_line().encode(x=steps, y=gap, color="rule:N")
+
+    runs = Recurrence(start, step, row, steps=100, series={"rule": [1, 2, 3, 4, 5, 6]})
+    controls = [
+        Slider("lr", "Learning rate η", "log", 0.001, 0.01),
+        Slider("beta1", "Momentum", minimum=0.5, maximum=0.9),
+        Slider("beta2", "Memory", minimum=0.5, maximum=0.999),
+    ]
+    return Explorer(runs, draw, controls, caption="Six paths.", title="Benchmark")
+
+
 def measure(browser, origin, path):
     """Return a line for each explorer of a page that has a slider."""
     page = browser.new_context(**DESK).new_page()
@@ -90,7 +128,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         write_assets(folder)
         scripts = '<script defer src="vega.js"></script><script defer src="explorer.js"></script>'
-        made_pages = {"3,000 rows faint": made(75, 40, True), "24,000 rows stored": made(600, 40, False)}
+        made_pages = {
+            "3,000 rows faint": made(75, 40, True),
+            "24,000 rows stored": made(600, 40, False),
+            "6 runs computed": computed(),
+        }
         for name, explorer in made_pages.items():
             Path(folder, f"{name}.html").write_text(f"<!doctype html>{scripts}{explorer.to_html()}")
         pages = [(Path(folder), f"{name}.html") for name in made_pages]

@@ -5,12 +5,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import DESK, PHONE, check_explorers, chromium, guarded, served
+from browser import DESK, PHONE, SETTLED, check_explorers, chromium, guarded, served
 
 from dlopt_helpers.page.explorer import BLUE, Choice, Explorer, Slider, write_assets
+from dlopt_helpers.page.recurrence import Recurrence
 
 BOOK = Path(__file__).parents[1] / "_build" / "html"
 # The theme's own files lie under _static; a page that only sends its reader on has nothing to check.
@@ -185,6 +187,78 @@ def test_continuous_slider_moves_the_chart_s_own_formula(show):
     slider = page.get_by_label("Temperature T")
     slider.press("Home")
     assert slider.get_attribute("aria-valuetext") == "0.01"
+
+
+def spiral(**changes):
+    """Return a contractive recurrence that has every operation, with two choices, two series and a table."""
+
+    def start(side, spin):
+        return {"w": np.array([side * 4.0, 1.0]), "mean": {"t": 0, "v": 0.0 * spin}}
+
+    def step(w, mean, rule, spin, lr, beta, across, push, drift):
+        t = mean["t"] + 1
+        v = beta * mean["v"] + (1 - beta) * (w**2).sum()
+        length = (v / (1 - beta**t)) ** 0.5 if rule == "scaled" else 1 / across
+        turned = np.stack([-w[1], w[0]]) * abs(across - spin) / 9
+        return {"w": w - lr * (w + across * turned) / (length + 1) + push - drift, "mean": {"v": v, "t": t}}
+
+    runs = Recurrence(
+        start,
+        step,
+        lambda w, mean: {"y": w[1], "x": w[0], "v": mean["v"]},
+        steps=20,
+        series={"rule": ["scaled", "plain"]},
+        inputs=lambda side: {
+            "push": side / np.geomspace(10, 1000, 60).reshape(30, 2),
+            "drift": np.linspace(0.1, 0, 20),
+        },
+        while_positive=lambda w: 25 - (w**2).sum(),
+    )
+    # Not in the order of the alphabet, in which the numbers go to the page.
+    controls = [
+        Slider("lr", "Rate", "log", 0.01, 0.5),
+        Slider("across", "Across", minimum=0.1, maximum=9),
+        Choice("spin", "Spin", [0.5, 2.0, 3.0]),
+        Slider("beta", "Memory", minimum=0, maximum=0.99),
+        Choice("side", "Side", [-1, 1]),
+    ]
+
+    def draw(_, chosen):
+        number = " + ' ' + ".join(f"format(datum.{column}, '.16e')" for column in ("step", "x", "y", "v"))
+        text = chosen.transform_calculate(text=f"datum.rule + ' ' + {number}")
+        return text.mark_text().encode(text="text:N", y="step:Q")
+
+    return Explorer(runs, draw, controls, caption="Inwards.", title="Spiral", **changes)
+
+
+def test_browser_computes_the_rows_that_python_computes(show):
+    made = spiral()
+    page = show(made)
+    assert check_explorers(page) == 1
+    lengths = set()
+    for moves in ([], [(0, 0), (3, 40)], [(1, 200), (2, 1)], [(0, 200), (2, 2), (4, 1)], [(1, 0), (2, 0)]):
+        for control, position in moves:
+            set_to(page, control, position)
+        places = page.locator("input, select").evaluate_all("all => all.map(one => Number(one.value))")
+        names = [control["name"] for control in made._data()["controls"]]
+        setting = {name: made.stops[name][place] for name, place in zip(names, places, strict=True)}
+        texts = page.locator(".mark-text.role-mark text").all_text_contents()
+        found = [text.replace("−", "-").split() for text in texts]
+        rows = made.find(setting)
+        assert [row[0] for row in found] == [row["rule"] for row in rows]
+        numbers = np.array([row[1:] for row in found], dtype=float)
+        expected = [[row[column] for column in ("step", "x", "y", "v")] for row in rows]
+        np.testing.assert_allclose(numbers, expected, rtol=1e-9)
+        lengths.add(len(rows))
+    assert 42 in lengths and min(lengths) < 42, "no run stayed, or none left"
+
+
+def set_to(page, control, position):
+    box = page.locator("input, select").nth(control)
+    box.evaluate(
+        "(box, value) => { box.value = value; box.dispatchEvent(new Event('input')); }", str(position)
+    )
+    page.wait_for_function(SETTLED, arg=page.locator("figure").element_handle())
 
 
 def test_without_script_a_picture_and_no_dead_control(show):

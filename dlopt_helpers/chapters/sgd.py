@@ -12,13 +12,15 @@ from torch.nn.functional import cross_entropy
 
 from dlopt_helpers.bridges.conventions import as_convention
 from dlopt_helpers.bridges.torch import RuleOptimizer as TorchRule
+from dlopt_helpers.chapters.landscape import height, landscape, row_on, still_near
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import keras_twin, mlp
-from dlopt_helpers.lab.surfaces import beale, contours, descend, quadratic, saddle
+from dlopt_helpers.lab.surfaces import beale, quadratic, saddle
 from dlopt_helpers.lab.sweep import sweep
 from dlopt_helpers.lab.training import batches, train
 from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, RED, Choice, Explorer, Slider
+from dlopt_helpers.page.recurrence import Recurrence
 from dlopt_helpers.sgd import SGD
 
 # --- How far one mini-batch is off -------------------------------------------------------------
@@ -241,69 +243,41 @@ def same_network_twice(rule, steps):
     return pd.DataFrame(rows)
 
 
-# Vega shows some powers of ten as 0.0001 and others as 1e-8: write them all as 10 with an exponent.
-POWERS_OF_TEN = "'10' + ['⁻⁸', '⁻⁶', '⁻⁴', '⁻²', '⁰', '²', '⁴'][round((log(datum.value) / LN10 + 8) / 2)]"
-
 # --- Paths on surfaces -------------------------------------------------------------------------
 
 SURFACES = {surface.name: surface for surface in (quadratic(), beale(), saddle())}
-PATH_GRID = {
-    "lr": [0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.09, 0.12, 0.17, 0.3],
-    "momentum": [0.0, 0.5, 0.8, 0.9],
-    "noise": [0.0, 0.5, 2.0],
-}
 PATH_STEPS = 50
 
 
-def path(surface, lr, momentum, noise):
-    """Return the path of heavy-ball SGD on a surface, with ``gap``, the height above the minimum."""
-    surface = SURFACES[surface]
-    run = descend(SGD(lr, momentum), surface, PATH_STEPS, noise)
-    lowest = surface.value(np.array(surface.minima[0]))
-    # A path that reached the minimum to rounding error has a gap of 0, which no log axis can show.
-    gap = np.maximum(run.value - lowest, 1e-12).map(lambda g: float(f"{g:.3g}"))
-    # Two decimals are a third of a pixel, and half of the page's weight.
-    return run[["step"]].assign(x=run.x.round(2), y=run.y.round(2), gap=gap)
-
-
-@memoise
 def paths():
-    """Return the paths for all surfaces and the whole of ``PATH_GRID``, one row per step."""
-    settings = itertools.product(SURFACES, *PATH_GRID.values())
-    names = ["surface", *PATH_GRID]
-    return pd.concat(
-        [path(*s).assign(**dict(zip(names, s, strict=True))) for s in settings], ignore_index=True
+    """Return the recurrence of heavy-ball SGD on the surfaces; ``gap`` is the height above the minimum."""
+    normal = np.random.default_rng(0).standard_normal((PATH_STEPS, 2))  # as descend draws it
+
+    def start(surface):
+        w = np.array(SURFACES[surface].start)
+        return {"w": w, "state": SGD().init(w)}
+
+    def step(w, state, surface, lr, momentum, noise, normal):
+        gradient = SURFACES[surface].gradient(w) + noise * normal
+        w, state = SGD(lr, momentum).step(w, gradient, state)
+        return {"w": w, "state": state}
+
+    return Recurrence(
+        start,
+        step,
+        row_on(SURFACES),
+        PATH_STEPS,
+        inputs=lambda: {"normal": normal},
+        while_positive=still_near,
     )
 
 
 def path_explorer():
     """Return the explorer of SGD's path on three surfaces."""
-    lines = pd.concat([contours(s).assign(surface=name) for name, s in SURFACES.items()], ignore_index=True)
-    lines = lines.round({"x": 3, "y": 3}).drop(columns="level").assign(point=range(len(lines)))
-    minima = pd.DataFrame([{"surface": n, "x": x, "y": y} for n, s in SURFACES.items() for x, y in s.minima])
     bowl = quadratic()
+    surface, axes = landscape(SURFACES)
 
-    def edge(axis, end):
-        """Return the Vega expression for an end of the chosen surface's window."""
-        return alt.ExprRef(str({name: s.window[axis][end] for name, s in SURFACES.items()}) + "[surface]")
-
-    def draw(runs, chosen):
-        axes = {
-            name: channel(f"{name}:Q", title=None, scale=alt.Scale(domain=[edge(i, 0), edge(i, 1)]))
-            for i, (name, channel) in enumerate({"x": alt.X, "y": alt.Y}.items())
-        }
-        valley = (
-            alt.Chart(lines)
-            .transform_filter("datum.surface == surface")
-            .mark_line(strokeWidth=1, color=MUTED, opacity=0.5, clip=True)
-            .encode(**axes, detail="line:N", order="point:Q")
-        )
-        goal = (
-            alt.Chart(minima)
-            .transform_filter("datum.surface == surface")
-            .mark_point(shape="cross", size=110, color=GREEN, filled=True, opacity=1)
-            .encode(**axes)
-        )
+    def draw(_, chosen):
         steps = chosen.mark_line(color=BLUE, strokeWidth=1.5, clip=True).encode(**axes, order="step:Q")
         dots = chosen.mark_circle(color=BLUE, size=22, opacity=0.9, clip=True).encode(**axes)
         bound = f"2 * (1 + momentum) / {bowl.L}"
@@ -323,28 +297,18 @@ def path_explorer():
                 color=alt.condition(f"lr > {bound}", alt.value(RED), alt.value(GREEN)),
             )
         )
-        height = chosen.mark_line(color=BLUE, clip=True).encode(
-            x=alt.X("step:Q", title="step", scale=alt.Scale(domain=[0, PATH_STEPS])),
-            y=alt.Y(
-                "gap:Q",
-                title="height above the minimum",
-                scale=alt.Scale(type="log", domain=[1e-8, 1e4], clamp=True),
-                axis=alt.Axis(values=[1e-8, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4], labelExpr=POWERS_OF_TEN),
-            ),
-        )
-        return valley + goal + steps + dots + forecast, height
+        return surface + steps + dots + forecast, height(chosen, PATH_STEPS)
 
     return Explorer(
         paths(),
         draw,
         controls=[
-            Slider("lr", "Learning rate η", scale="log"),
-            Slider("momentum", "Momentum μ"),
-            Slider("noise", "Gradient noise σ"),
-            Choice("surface", "Surface"),
+            Slider("lr", "Learning rate η", scale="log", minimum=0.001, maximum=0.3),
+            Slider("momentum", "Momentum μ", minimum=0.0, maximum=0.95, step=0.01),
+            Slider("noise", "Gradient noise σ", minimum=0.0, maximum=2.0, step=0.05),
+            Choice("surface", "Surface", list(SURFACES)),
         ],
         initial={"surface": bowl.name, "lr": 0.07, "momentum": 0.0, "noise": 0.0},
-        compute=path,
         title="The path of SGD",
         caption=(
             "Left: 50 steps on the contour lines of the surface; the green cross is the minimum. "

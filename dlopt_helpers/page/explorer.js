@@ -39,6 +39,49 @@
     };
   }
 
+  // The operations by their places in recurrence.py.
+  const operations = [
+    (a, b) => a + b, (a, b) => a - b, (a, b) => a * b, (a, b) => a / b, (a, b) => a ** b, (a) => -a, Math.abs,
+  ];
+
+  // A formula as it was written down: its memory holds the inputs, the constants, each operation's result.
+  function formula({ inputs, constants, code, ends }) {
+    const first = inputs + constants.length;
+    const memory = new Float64Array(first + code.length / 3);
+    const steps = Int32Array.from(code);
+    memory.set(constants, inputs);
+    return (values) => {
+      memory.set(values);
+      for (let i = 0, place = first; i < steps.length; i += 3) {
+        memory[place++] = operations[steps[i]](memory[steps[i + 1]], memory[steps[i + 2]]);
+      }
+      return ends.map((end) => memory[end]);
+    };
+  }
+
+  // The rows that Recurrence computes in Python, computed here.
+  function computer({ recurrence, controls }) {
+    const { steps, sliders, choices, series, columns, programs, tables } = recurrence;
+    const formulas = recurrence.formulas.map(formula);
+    const named = (name) => controls.find((control) => control.name === name);
+
+    function* run(labels, [[start, row, step], inputs], numbers) {
+      let state = formulas[start](numbers);
+      for (let t = 0; t <= steps; t++) {
+        if (t) state = formulas[step]([...numbers, ...state, ...inputs.map((input) => tables[input][t - 1])]);
+        const [room, ...cells] = formulas[row]([...numbers, ...state]);
+        if (!(room > 0 && cells.every(Number.isFinite))) return;
+        yield { ...labels, step: t, ...Object.fromEntries(columns.map((column, i) => [column, cells[i]])) };
+      }
+    }
+    function find(at) {
+      const numbers = sliders.map((name) => named(name).values[at[name]]);
+      const choice = choices.reduce((place, name) => place * named(name).values.length + at[name], 0);
+      return series.flatMap((labels, i) => [...run(labels, programs[choice * series.length + i], numbers)]);
+    }
+    return { find };
+  }
+
   function makeControl(control, prefix, changed) {
     const id = `${prefix}-${control.name}`;
     const output = element("output", { for: id });
@@ -64,13 +107,14 @@
     const data = JSON.parse(figure.querySelector('script[type="application/json"]').textContent);
     const prefix = `dlopt-${++count}`;
     const title = figure.getAttribute("aria-label");
-    const stored = shelf(data);
+    const source = data.recurrence ? computer(data) : shelf(data);
     const at = Object.fromEntries(data.controls.map((control) => [control.name, control.start]));
     const status = element("p", { class: "dlopt-status", role: "status", "aria-live": "polite" });
     const panels = element("div", { class: "dlopt-panels" });
 
+    let rows; // those of the setting shown
     function signals() {
-      const rows = stored.find(at);
+      rows = source.find(at);
       const values = Object.fromEntries(data.controls.map((control) => [control.name, control.values[at[control.name]]]));
       return { ...values, _rows: rows || [], _more: none };
     }
@@ -90,7 +134,7 @@
       const values = signals();
       spec.params = spec.params.map((p) => (p.name in values ? { ...p, value: values[p.name] } : p));
       spec.datasets = { ...spec.datasets, _one: [{}] };
-      if (wanted.has("_more")) spec.datasets._runs = [{ rows: stored.all() }];
+      if (wanted.has("_more")) spec.datasets._runs = [{ rows: source.all() }];
       spec.width = "container";
       spec.autosize = { type: "fit-x", contains: "padding" };
       const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, mode: "vega-lite" };
@@ -110,7 +154,7 @@
           for (const [name, value] of Object.entries(values)) if (wanted.has(name)) view.signal(name, value);
           return view.runAsync();
         }));
-        status.textContent = stored.find(at) ? "" : "This setting is not among the stored runs.";
+        status.textContent = rows ? "" : "This setting is not among the stored runs.";
         figure.dataset.shown = Object.values(at).join();
       }
       running = false;

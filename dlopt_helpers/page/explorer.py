@@ -4,6 +4,7 @@ import base64
 import functools
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -16,16 +17,20 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-# Okabe and Ito's colours, told apart by colour-blind readers. In dark mode explorer.css sets the
-# variables to lighter ones; the value behind the comma serves light mode, pictures and live notebooks.
+from dlopt_helpers.page.recurrence import Recurrence
+
+# After Okabe and Ito: told apart where red and green look alike, and strong enough for thin lines. In dark
+# mode explorer.css sets the variables; the value behind the comma serves light mode and pictures.
 BLUE = "var(--dlopt-blue, #0072b2)"
 RED = "var(--dlopt-red, #d55e00)"
 GREEN = "var(--dlopt-green, #008f68)"
-PURPLE = "var(--dlopt-purple, #b8609b)"
+PURPLE = "var(--dlopt-purple, #9c2470)"
+GOLD = "var(--dlopt-gold, #6e5200)"
+INDIGO = "var(--dlopt-indigo, #332288)"
 MUTED = "var(--dlopt-muted, #66707a)"
 GRID = "var(--dlopt-grid, #e3e6ea)"
 INK = "currentColor"
-PALETTE = [BLUE, RED, GREEN, PURPLE]
+PALETTE = [BLUE, RED, GREEN, PURPLE, GOLD, INDIGO]
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _TEXT = {
@@ -163,7 +168,14 @@ class Slider:
         count = 200 if self.step is None else max(1, round((high - low) / self.step))
         if count > 10_000:
             raise ValueError(f"step={self.step!r} is not allowed: it must leave at most 10,000 stops")
-        return [_rounded(self.from_scale(v), 12) for v in np.linspace(low, high, count + 1).tolist()]
+        ends = [float(self.minimum), float(self.maximum)]
+        inner = [self.from_scale(v) for v in np.linspace(low, high, count + 1).tolist()[1:-1]]
+        for digits in range(3, 18):  # where three digits tell the stops apart, a stop is what the reader sees
+            rounded = np.clip([_rounded(v, digits) for v in inner], *ends)
+            stops = [ends[0], *rounded.tolist(), ends[1]]
+            if all(a < b for a, b in itertools.pairwise(stops)):
+                break
+        return stops
 
     def to_scale(self, value):
         """Return where the value sits on the slider: itself, or its decimal logarithm."""
@@ -223,21 +235,27 @@ class Explorer:
 
     Args:
       runs: a tidy ``pandas.DataFrame``, one row per point: a column per control and the data columns.
+        Or a :class:`~dlopt_helpers.page.recurrence.Recurrence`, which computes the rows of any setting
+        wherever the explorer is read: each slider then has a ``minimum`` and a ``maximum``, each
+        choice ``options``.
       draw: ``draw(runs, chosen)`` makes an Altair chart, or a tuple of charts that stand side by side
         and wrap on a phone. Both arguments are ``alt.Chart`` bases: the rows of all runs, and those of
-        the setting chosen now. Every encoding states its type (``"loss:Q"``). The value of each
-        control is a Vega parameter of its name. Give the axes a ``domain``: they then stay where
-        they are, and a chart of 3,000 faint rows follows its slider five times faster.
+        the setting chosen now; ``runs`` is ``None`` with a recurrence, which stores none. Every
+        encoding states its type (``"loss:Q"``). The value of each control is a Vega parameter of its
+        name. Give the axes a ``domain``: they then stay where they are, and a chart of 3,000 faint
+        rows follows its slider five times faster.
       controls: :class:`Slider` and :class:`Choice` in the order shown.
       caption: a sentence that says what to see; also the text of the picture.
       title: the name of the figure.
       compute: ``compute(**setting)`` returns the data columns for a setting no run holds. Used only
-        where a kernel runs.
+        where a kernel runs, and not with a recurrence.
       initial: the setting shown first; by default the middle of each slider and the first choice.
+        A continuous slider also stops at its initial value.
 
     Raises:
       ValueError: if the runs are empty or not finite, if a control names nothing, if two controls
-        share a name, if ``initial`` lies off the grid, or if ``draw`` uses a column that is missing.
+        share a name, if ``initial`` lies off the grid, if ``draw`` uses a column that is missing, or
+        if the recurrence's functions do not fit together or cannot be written down.
 
     Example:
       >>> rows = [{"lr": lr, "step": t, "w": (1 - lr) ** t} for lr in (0.1, 0.5) for t in range(9)]
@@ -257,8 +275,13 @@ class Explorer:
             raise ValueError(
                 f"controls={names!r} is not allowed: it must hold one or more controls, each name once"
             )
-        _check_frame("runs", runs)
         self._controls = {control.name: control for control in controls}
+        self._recurrence = self._program = None
+        if isinstance(runs, Recurrence):
+            self._recurrence = runs
+            runs = self._write_down(compute)
+        else:
+            _check_frame("runs", runs)
         self.stops = {control.name: control.stops(runs) for control in controls}
         self.keys = [name for name in names if name in runs]
         self.runs, self.caption, self.title, self.compute = (
@@ -274,6 +297,19 @@ class Explorer:
 
     # --- runs and settings -------------------------------------------------------------------------
 
+    def _write_down(self, compute):
+        """Keep what the page computes a recurrence from, and return its columns, still without rows."""
+        if compute is not None:
+            raise ValueError(f"compute={compute!r} is not allowed: a recurrence computes all settings")
+        choices = {name: c.stops({}) for name, c in self._controls.items() if isinstance(c, Choice)}
+        sliders = [name for name in self._controls if name not in choices]
+        self._program = self._recurrence.program(sliders, choices)
+        columns = [*self._recurrence.series, "step", *self._program["columns"]]
+        for name in self._controls:
+            if name in columns:
+                raise ValueError(f"control {name!r} is not allowed: the recurrence has a column of that name")
+        return pd.DataFrame(columns=columns)
+
     @property
     def data_columns(self):
         """The columns of ``runs`` that are no control."""
@@ -286,7 +322,9 @@ class Explorer:
         return [(tuple(_listed(rows[self.keys].iloc[0])), _records(rows)) for _, rows in grouped]
 
     def find(self, setting):
-        """Return the stored rows of a setting as a list of dictionaries, or ``None``."""
+        """Return the rows of a setting as a list of dictionaries, or ``None`` where none are stored."""
+        if self._recurrence is not None:
+            return _records(self._recurrence(**setting))
         wanted = tuple(setting[name] for name in self.keys)
         if wanted in self._groups:
             return self._groups[wanted]
@@ -329,7 +367,9 @@ class Explorer:
     def _stop(self, name, value):
         stops, control = self.stops[name], self._controls[name]
         if isinstance(control, Slider) and name not in self.keys and stops[0] <= value <= stops[-1]:
-            return min(stops, key=lambda stop: abs(stop - value))
+            if control.step is None:
+                self.stops[name] = sorted({*stops, value})
+            return min(self.stops[name], key=lambda stop: abs(stop - value))
         for stop in stops:
             if _same(stop, value):
                 return stop
@@ -340,13 +380,14 @@ class Explorer:
     def _base(self, source, lists):
         # The rows arrive in a parameter, so that moving a slider sends one setting and never a new chart.
         chart = alt.Chart(alt.NamedData(source)).transform_calculate(_lists=lists)
-        chart = chart.transform_flatten(["_lists"], ["_list"]).transform_flatten(["_list"], ["_r"])
+        chart = chart.transform_flatten(["_lists"], ["_list"])
         for column in self.runs.columns:
-            chart = chart.transform_calculate(**{column: f"datum._r[{json.dumps(column)}]"})
-        return chart
+            chart = chart.transform_calculate(**{column: f"pluck(datum._list, {json.dumps(column)})"})
+        return chart.transform_flatten(list(self.runs.columns))
 
     def _panels(self, draw):
-        drawn = draw(self._base("_runs", "[datum.rows, _more]"), self._base("_one", "[_rows]"))
+        runs = None if self._recurrence is not None else self._base("_runs", "[datum.rows, _more]")
+        drawn = draw(runs, self._base("_one", "[_rows]"))
         specs = [chart.to_dict() for chart in (drawn if isinstance(drawn, tuple | list) else [drawn])]
         return [self._finish(spec) for spec in specs]
 
@@ -417,21 +458,22 @@ class Explorer:
             }
             for name, control in self._controls.items()
         ]
+        data = {"controls": controls, "panels": self.panels}
+        if self._program is not None:
+            return data | {"recurrence": self._program}
         position = {name: {v: i for i, v in enumerate(self.stops[name])} for name in self.keys}
         kept = {
             key: rows
             for key, rows in self._groups.items()
             if all(value in position[name] for name, value in zip(self.keys, key, strict=True))
         }
-        return {
-            "controls": controls,
+        return data | {
             "keys": self.keys,
             "settings": [[position[name][v] for name, v in zip(self.keys, key, strict=True)] for key in kept],
             "counts": [len(rows) for rows in kept.values()],
             "columns": {
                 c: _column([row[c] for rows in kept.values() for row in rows]) for c in self.data_columns
             },
-            "panels": self.panels,
         }
 
     def _place(self, name):
@@ -462,7 +504,8 @@ class Explorer:
         return bundle
 
     def __repr__(self):
-        return f"Explorer({self.title!r}, controls={list(self._controls)!r}, settings={len(self._groups)})"
+        settings = "any" if self._recurrence is not None else len(self._groups)
+        return f"Explorer({self.title!r}, controls={list(self._controls)!r}, settings={settings})"
 
 
 def write_assets(folder):

@@ -86,25 +86,25 @@ class Live:
         )
 
     def _moved(self, _):
-        """Show the setting of the widgets; a mistake in ``compute`` becomes a sentence."""
+        """Show the setting of the widgets; a mistake in the chapter's formula becomes a sentence."""
         explorer = self.explorer
         explorer.setting = {name: widget.value for name, widget in self.controls.items()}
-        rows = explorer.find(explorer.setting)
         self._say("")
-        if rows is None and explorer.compute is None:
-            self._say("This setting is not among the stored runs.")
-        elif rows is None:
-            rows = self._compute(explorer)
+        try:
+            rows = explorer.find(explorer.setting)
+            if rows is None and explorer.compute is None:
+                self._say("This setting is not among the stored runs.")
+            elif rows is None:
+                rows = self._compute(explorer)
+        except Exception as error:  # whatever is raised, the other settings go on working
+            self._say(f"compute failed: {type(error).__name__}: {error}")
+            rows = None
         self._draw(rows or [])
 
     def _compute(self, explorer):
         self._say("computing …")
         start = time.perf_counter()
-        try:
-            rows = explorer.add(explorer.setting)
-        except Exception as error:  # whatever compute raises, the other settings go on working
-            self._say(f"compute failed: {type(error).__name__}: {error}")
-            return None
+        rows = explorer.add(explorer.setting)
         self.more = self.more + rows
         self._say(f"computed in {time.perf_counter() - start:.1f} s")
         return rows

@@ -202,11 +202,47 @@ def test_colours_stand_out_in_light_and_in_dark():
 
 def contrast(one, other):
     def luminance(colour):
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return float(np.dot([0.2126, 0.7152, 0.0722], linear)) + 0.05
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear(colour))) + 0.05
 
     return max(luminance(one), luminance(other)) / min(luminance(one), luminance(other))
+
+
+# Machado, Oliveira and Fernandes 2009: how linear RGB looks to eyes without red or without green cones.
+SEEN = {
+    "all cones": np.eye(3),
+    "no red": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "no green": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_colours_are_told_apart_where_red_and_green_look_alike(look, eyes):
+    dark = dict(re.findall(r"(--dlopt-\w+): (#\w{6});", (page._HERE / "explorer.css").read_text()))
+    named = [re.fullmatch(r"var\((--[\w-]+), (#\w{6})\)", colour).groups() for colour in PALETTE]
+    seen = [oklab(SEEN[eyes] @ linear(dark[name] if look == "dark" else light)) for name, light in named]
+    apart = {(i, j): np.linalg.norm(seen[i] - seen[j]) for i in range(len(seen)) for j in range(i)}
+    assert min(apart.values()) > 0.08, min(apart, key=apart.get)
+
+
+def linear(colour):
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(rgb):
+    """Return Björn Ottosson's Oklab, in which equal distances look about equal."""
+    cones = [[0.41222, 0.53633, 0.05145], [0.21190, 0.68070, 0.10740], [0.08830, 0.28172, 0.62998]]
+    axes = [[0.21045, 0.79362, -0.00407], [1.97800, -2.42859, 0.45059], [0.02590, 0.78277, -0.80868]]
+    return axes @ np.cbrt(cones @ np.clip(rgb, 0, 1))
 
 
 # --- with a kernel -----------------------------------------------------------------------------------
