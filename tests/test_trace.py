@@ -36,9 +36,7 @@ numbers = st.floats(-4, 4) | st.integers(-4, 4)
 leaves = st.sampled_from("xyz") | numbers
 expressions = st.recursive(
     leaves,
-    lambda inner: (
-        st.tuples(st.sampled_from(BINARY), inner, inner) | st.tuples(st.sampled_from(UNARY), inner)
-    ),
+    lambda inner: st.tuples(st.sampled_from(BINARY), inner, inner) | st.tuples(st.sampled_from(UNARY), inner),
     max_leaves=12,
 )
 

@@ -2,8 +2,8 @@
 
 The rule itself runs once a step, on symbols: what it computes from plain numbers alone, such as the
 bias correction of Adam, it computes there and once. What is left, the operations on weights, becomes
-one loop over memory. Its numbers are an input, so another rate or another ``t`` builds nothing anew;
-its length is one too, so a loop serves tensors of every shape.
+loops that read and write each array once. Their numbers are an input, so another rate or another ``t``
+builds nothing anew; their lengths are one too, so they serve tensors of every shape.
 """
 
 import functools
@@ -13,19 +13,20 @@ import torch
 
 from dlopt_helpers._trace import Symbol, Trace
 
-# Below this many numbers a call costs more than to copy a tensor next to others and back.
-SMALL = 2**16
+AT_ONCE = 8  # parameters in one call: more of them save calls, and cost time to compile
 # Powers with an instruction of their own; other exponents stay numbers that may change.
 ROOT_AND_SQUARE = (0.5, 2.0)
 CONSTANT = ("constant",)
 
 
-def step(groups, plans):
+def step(groups, layouts):
     """Make one step of all ``groups``; whatever may raise does so before a weight changes.
+
+    The caller switches the recording of gradients off.
 
     Args:
       groups: lists of a rule, a parameter that has a gradient, and its state; one rule in each list.
-      plans: a dict that is empty at first and belongs to the same groups in the next steps.
+      layouts: a dict that is empty at first and belongs to the same groups in the next steps.
 
     Returns:
       The state after the step by parameter, a dict. Its tensors change in place in later steps.
@@ -34,118 +35,96 @@ def step(groups, plans):
       ValueError: if a step uses more than operators, or tensors of other shapes than the weights'.
       RuntimeError: if ``torch.compile`` does not work on this machine.
     """
-    ready = []
     for i, group in enumerate(groups):
-        if i not in plans or not plans[i].fits(group):
-            plans[i] = _Plan(group)
-        ready += [(plans[i], batch, *batch.prepare(group[0][0])) for batch in plans[i].batches]
-    states = {}
-    for plan, batch, loop, constants, numbers in ready:
-        after = batch.run(loop, constants, numbers)
-        plan.states.update((p, tuple(state.values())) for p, state in after.items())
-        states |= after
-    return states
+        if i not in layouts or not layouts[i].fits(group):
+            layouts[i] = _Layout(group)
+    due = [(layouts[i], group[0][0]) for i, group in enumerate(groups) if group]
+    ready = [(layout, [batch.prepare(rule) for batch in layout.batches]) for layout, rule in due]
+    return {p: state for layout, prepared in ready for p, state in layout.run(prepared)}
 
 
-class _Plan:
-    """How the parameters of a group are laid out for the loops, until somebody else sets a state."""
+class _Layout:
+    """The tensors of a group as vectors; it holds as long as nobody puts others in their place."""
 
     def __init__(self, group):
         alike = {}
         for rule, p, state in group:
-            numbers = {name: x for name, x in state.items() if not isinstance(x, torch.Tensor)}
-            tensors = {name: x for name, x in state.items() if name not in numbers}
-            for name, x in tensors.items():
-                if x.shape != p.shape:
-                    raise ValueError(
-                        f"{type(rule).__name__} keeps {name!r} of shape {tuple(x.shape)} for weights of "
-                        f"{tuple(p.shape)}: compiled=True needs equal shapes, so use compiled=False"
-                    )
+            tensors = {name: _own(rule, p, state, name) for name in state if torch.is_tensor(state[name])}
+            numbers = {name: x for name, x in state.items() if name not in tensors}
             key = p.dtype, p.device, tuple(tensors), tuple(numbers.items())
-            alike.setdefault(key, []).append((p, *tensors.values()))
+            alike.setdefault(key, []).append((p, {**tensors, **numbers}))
         self.batches = [_Batch(*key, rows) for key, rows in alike.items()]
-        self.states = {}
+        self.seen = {}
 
     def fits(self, group):
-        """Whether these are the parameters, and the states that the last step returned."""
-        known = self.states
-        return len(group) == len(known) and all(
-            p in known and len(state) == len(known[p]) and all(map(operator.is_, state.values(), known[p]))
-            for _, p, state in group
+        """Whether these are the parameters and the states that the last step left."""
+        return len(group) == len(self.seen) and all(self._seen_before(p, state) for _, p, state in group)
+
+    def _seen_before(self, p, state):
+        place, values = self.seen.get(p, (None, ()))
+        return p.data_ptr() == place and all(map(operator.is_, state.values(), values))
+
+    def run(self, prepared):
+        """Change weights and states; yield each parameter and its state."""
+        for batch, ready in zip(self.batches, prepared, strict=True):
+            for p, state in batch.run(*ready):
+                self.seen[p] = p.data_ptr(), tuple(state.values())
+                yield p, state
+
+
+def _own(rule, p, state, name):
+    """Return a tensor of the state that lies in memory like a vector, and nowhere else."""
+    x = state[name]
+    if x.shape != p.shape:
+        raise ValueError(
+            f"{type(rule).__name__} keeps {name!r} of shape {tuple(x.shape)} for weights of shape "
+            f"{tuple(p.shape)}: compiled=True needs equal shapes, so use compiled=False"
         )
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 class _Batch:
     """Parameters of one dtype and device whose states hold the same numbers."""
 
     def __init__(self, dtype, device, names, numbers, rows):
-        self.dtype, self.device, self.names, self.numbers = dtype, device, names, dict(numbers)
-        small = [row for row in rows if row[0].numel() < SMALL]
-        large = [[row] for row in rows if row[0].numel() >= SMALL]
-        self.pieces = [_Piece(names, rows) for rows in ([small] if small else []) + large]
+        self.kind, self.names, self.numbers = (dtype, device), names, dict(numbers)
+        # For lengths 0 and 1 the compiler would build loops of their own.
+        self.single = [row for row in rows if row[0].numel() < 2]
+        self.rows = [row for row in rows if row[0].numel() >= 2]
+        self.vectors = [
+            (p.detach().reshape(-1), [state[name].view(-1) for name in names]) for p, state in self.rows
+        ]
 
     def prepare(self, rule):
-        """Return the loop, its constants and the numbers in the state after the step of ``rule``."""
+        """Return all that may raise: the loops, their constants, the numbers after the step, single steps."""
+        (dtype, device), count = self.kind, len(self.rows)
         entries, outputs, constants, numbers = _written_down(rule, self.names, self.numbers)
-        loop = _loop(entries, outputs, self.names, self.dtype, self.device)
-        return loop, torch.tensor(constants, dtype=_computed_in(self.dtype), device=self.device), numbers
-
-    def run(self, loop, constants, numbers):
-        """Change the weights and return the new states."""
-        self.numbers = numbers
-        for piece in self.pieces:
-            piece.run(loop, constants)
-        return {
-            p: tensors | numbers
-            for piece in self.pieces
-            for p, tensors in zip(piece.parameters, piece.states, strict=True)
-        }
-
-
-class _Piece:
-    """What one call of a loop changes: one large parameter, or small ones laid next to each other.
-
-    The tensors of the states stay next to each other, as views of one tensor for each name. Weights
-    and gradients lie where the model wants them: small ones are copied there and back.
-    """
-
-    def __init__(self, names, rows):
-        parameters, *columns = zip(*rows, strict=True)
-        self.parameters, self.flat = parameters, [_flat(column) for column in columns]
-        views = [_views(flat, parameters) for flat in self.flat]
-        self.states = [
-            {name: view[i] for name, view in zip(names, views, strict=True)} for i in range(len(parameters))
+        constants = torch.tensor(constants, dtype=_computed_in(dtype), device=device)
+        loops = [
+            _loop(entries, outputs, self.names, dtype, device, min(AT_ONCE, count - i))
+            for i in range(0, count, AT_ONCE)
         ]
-        self.small = len(parameters) > 1
-        if self.small:
-            self.w, self.gradient = _flat(parameters), _flat(parameters)
-            self.back = _views(self.w, parameters)
+        return loops, constants, numbers, [(p, rule.step(p, p.grad, state)) for p, state in self.single]
 
-    def run(self, loop, constants):
-        """Change the weights and the tensors of the states."""
-        if self.small:
-            torch.cat([p.reshape(-1) for p in self.parameters], out=self.w)
-            torch.cat([p.grad.reshape(-1) for p in self.parameters], out=self.gradient)
-            if self.w.numel():
-                loop(constants, self.w, self.gradient, *self.flat)
-            for p, x in zip(self.parameters, self.back, strict=True):
-                p.copy_(x)
-            return
-        (p,) = self.parameters
-        w = p.detach().reshape(-1)
-        if w.numel():
-            loop(constants, w, p.grad.reshape(-1), *self.flat)
-        if not p.is_contiguous():
-            p.copy_(w.view(p.shape))
-
-
-def _flat(tensors):
-    return torch.cat([x.detach().reshape(-1) for x in tensors])
-
-
-def _views(flat, parameters):
-    parts = flat.split([p.numel() for p in parameters])
-    return [x.view(p.shape) for x, p in zip(parts, parameters, strict=True)]
+    def run(self, loops, constants, numbers, single):
+        """Change weights and states; return each parameter and its state."""
+        self.numbers = numbers
+        for i, loop in enumerate(loops):
+            some = slice(AT_ONCE * i, AT_ONCE * (i + 1))
+            tensors = []
+            for (p, state), (w, vectors) in zip(self.rows[some], self.vectors[some], strict=True):
+                if not p.is_contiguous():
+                    w.copy_(p.reshape(-1))
+                tensors += [w, p.grad.reshape(-1), *vectors]
+                state.update(numbers)
+            loop(constants, *tensors)
+        for (p, _), (w, _) in zip(self.rows, self.vectors, strict=True):
+            if not p.is_contiguous():
+                p.copy_(w.view(p.shape))
+        for (p, state), (_, (w, after)) in zip(self.single, single, strict=True):
+            p.copy_(w)
+            state.update(after)
+        return self.rows + self.single
 
 
 def _written_down(rule, names, numbers):
@@ -199,28 +178,35 @@ def _computed_in(dtype):
 
 
 @functools.cache
-def _loop(entries, outputs, names, dtype, device):
-    """Compile the entries into a function of the constants, the weights, the gradient and the state."""
-    graph = torch.fx.Graph()
+def _loop(entries, outputs, names, dtype, device, count):
+    """Compile the entries into a function of the constants and of the tensors of ``count`` parameters.
+
+    These are, for each parameter, the weights, the gradient and the tensors of the state.
+    """
+    graph, exact = torch.fx.Graph(), _computed_in(dtype)
     constants = graph.placeholder("constants")
-    stored = [graph.placeholder(f"x{i}") for i in range(2 + len(names))]
-    inputs = iter([graph.call_method("to", (x, _computed_in(dtype))) for x in stored])
-    values = []
-    for i, (operation, *operands) in enumerate(entries):
-        if operation == "input":
-            value = next(inputs)
-        elif operation == "constant":
-            value = graph.call_function(operator.getitem, (constants, i))
-        else:
-            value = graph.call_function(_OPERATIONS[operation], tuple(values[j] for j in operands))
-        values.append(value)
-    for x, place in zip([stored[0], *stored[2:]], outputs, strict=True):
-        graph.call_method("copy_", (x, values[place]))
+    stored = [[graph.placeholder(f"x{i}_{j}") for j in range(2 + len(names))] for i in range(count)]
+    numbers = {
+        i: graph.call_function(operator.getitem, (constants, i))
+        for i, entry in enumerate(entries)
+        if entry is CONSTANT
+    }
+    for tensors in stored:
+        inputs, values = iter([graph.call_method("to", (x, exact)) for x in tensors]), []
+        for i, (operation, *operands) in enumerate(entries):
+            if operation == "input":
+                values.append(next(inputs))
+            elif operation == "constant":
+                values.append(numbers[i])
+            else:
+                values.append(graph.call_function(_OPERATIONS[operation], tuple(values[j] for j in operands)))
+        for x, place in zip([tensors[0], *tensors[2:]], outputs, strict=True):
+            graph.call_method("copy_", (x, values[place]))
     graph.output(())
-    # So many that the compiler takes the wide instructions, and threads where there are more than one.
-    ones = [torch.ones(2**20, dtype=dtype, device=device) for _ in stored]
+    # Two parameters of one length would make the compiler expect that of all to come.
+    ones = [torch.ones(2**16 + i, dtype=dtype, device=device) for i in range(count) for _ in stored[0]]
     module = torch.fx.GraphModule({}, graph)
-    return _compiled(module, torch.ones(len(entries), dtype=_computed_in(dtype), device=device), *ones)
+    return _compiled(module, torch.ones(len(entries), dtype=exact, device=device), *ones)
 
 
 def _compiled(module, *examples):

@@ -12,7 +12,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     """Run an update rule as a ``torch.optim.Optimizer``.
 
     The fields of the rule are the options of a parameter group: groups may differ in them, and
-    the schedulers of ``torch.optim.lr_scheduler`` change them. A step computes all new weights
+    the schedulers of ``torch.optim.lr_scheduler`` change them (those that cycle the momentum need
+    ``cycle_momentum=False`` for a rule without a field ``momentum``). A step computes all new weights
     before it writes the first, so a step that raises leaves model and state as they were.
 
     Args:
@@ -38,11 +39,11 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params, rule, convention=None, compiled=False):
         rule = as_convention(rule, convention) if convention else rule
-        self.rule_class, self.compiled, self._plans = type(rule), compiled, {}
+        self.rule_class, self.compiled, self._layouts = type(rule), compiled, {}
         super().__init__(params, {f.name: getattr(rule, f.name) for f in fields(rule)})
 
     def __getstate__(self):
-        own = {"rule_class": self.rule_class, "compiled": self.compiled, "_plans": {}}
+        own = {"rule_class": self.rule_class, "compiled": self.compiled, "_layouts": {}}
         return {**super().__getstate__(), **own}
 
     def _rule(self, group):
@@ -58,12 +59,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._rule({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
+    def state_dict(self):
+        """Return what ``load_state_dict`` restores, with the name of the rule."""
+        return {**super().state_dict(), "rule": self.rule_class.__name__}
+
     def load_state_dict(self, state_dict):
         """Restore what ``state_dict()`` gave; a dict that another rule made is refused."""
-        for group in state_dict["param_groups"]:
-            if missing := [name for name in self.defaults if name not in group]:
-                rule = self.rule_class.__name__
-                raise ValueError(f"state_dict has no {missing[0]!r}: it was not saved by {rule}")
+        saved, own = state_dict.get("rule"), self.rule_class.__name__
+        if saved != own:
+            raise ValueError(f"state_dict was saved by {saved or 'another optimiser'}: it must be {own}'s")
         super().load_state_dict(state_dict)
 
     @torch.no_grad()
@@ -75,7 +79,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 loss = closure()
         due = [list(self._due(group)) for group in self.param_groups]
         if self.compiled:
-            self.state.update(compiled_step(due, self._plans))
+            self.state.update(compiled_step(due, self._layouts))
             return loss
         for p, w, state in [(p, *rule.step(p, p.grad, state)) for group in due for rule, p, state in group]:
             p.copy_(w)
@@ -86,8 +90,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Yield the rule, the parameter and its state before the step for each that has a gradient."""
         rule = self._rule(group)
         for p in group["params"]:
-            if p.grad is None:
+            if (gradient := p.grad) is None:
                 continue
-            if p.grad.layout != torch.strided:
+            if gradient.layout != torch.strided:
                 raise ValueError("a gradient is sparse: build the layer with sparse=False")
             yield rule, p, self.state.get(p) or rule.init(p)

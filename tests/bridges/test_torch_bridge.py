@@ -150,11 +150,18 @@ def test_saved_training_continues_bit_by_bit(rule, clone, convention):
     assert torch.equal(fit(model, optimizer, steps=10), fit(model_2, optimizer_2, steps=10))
 
 
-def test_state_of_another_optimiser_is_refused():
-    other = torch.optim.RMSprop(net().parameters())
-    optimizer = RuleOptimizer(net().parameters(), SGD())
-    with pytest.raises(ValueError, match="no 'nesterov': it was not saved by SGD"):
-        optimizer.load_state_dict(other.state_dict())
+@pytest.mark.parametrize(
+    "other, name",
+    [
+        (lambda params: torch.optim.AdamW(params), "another optimiser"),
+        (lambda params: RuleOptimizer(params, AdamW()), "AdamW"),  # its fields are those of Adam
+        (lambda params: RuleOptimizer(params, Adam(), convention="keras"), "KerasAdam"),
+    ],
+)
+def test_state_of_another_optimiser_is_refused(other, name):
+    optimizer = RuleOptimizer(net().parameters(), Adam())
+    with pytest.raises(ValueError, match=f"was saved by {name}: it must be Adam's"):
+        optimizer.load_state_dict(other(net().parameters()).state_dict())
 
 
 @pytest.mark.parametrize(
