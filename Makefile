@@ -62,12 +62,12 @@ test: $(READY) ## run every check, from lint to the built pages
 	$(call say,Tests of the package and the notebooks and the built pages)
 	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(BIN)/pytest
 	$(call say,Chapters in fresh kernels)
-	@$(OFFLINE) $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 600 \
+	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
 
 claims: $(READY) ## execute the chapters, store the outputs that claims make and no others
-	@$(OFFLINE) $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
+	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
 
 # TensorFlow has two names by machine, and torch brings its CUDA packages where it wants them.
 lock: ## pin the newest packages in requirements.lock

@@ -34,6 +34,8 @@ def wrong_outputs(notebook):
             yield f"cell {index} is checked, but stores no output to compare with"
         if cell.outputs and not checked:
             yield f"cell {index} stores an output that nothing checks"
+        if "widget-view" in str(cell.outputs):
+            yield f"cell {index} stores a widget, which is nothing without its kernel: run `make claims`"
         if cell.execution_count != (1 if cell.outputs else None):
             yield f"cell {index} stores an execution count: run `make claims`"
         if any(o.output_type == "error" for o in cell.outputs):
@@ -127,6 +129,10 @@ SPOILT = {  # which rule must object, and how a good chapter is spoilt
     "checked cell without output": (wrong_outputs, _outputs("claim(")),
     "output that nothing checks": (wrong_outputs, _tagged("claim(")),
     "execution count": (wrong_outputs, lambda n: _cell(n, "...").update(execution_count=3)),
+    "stored widget": (
+        wrong_outputs,
+        _outputs("claim(", new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})),
+    ),
     "stored error": (wrong_outputs, _outputs("claim(", new_output("error"))),
     "no title": (wrong_start, _without("# 3.1")),
     "no set-up": (wrong_start, _without("find_spec")),

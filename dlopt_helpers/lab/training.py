@@ -19,7 +19,8 @@ LOSS_ON = 1_000
 def progress(items, what):
     """Show a bar over ``items`` where somebody can watch it: in a terminal or a live notebook."""
     watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(items, desc=what, leave=False, disable="DLOPT_STATIC" in os.environ or not watched)
+    unwanted = {"DLOPT_STATIC", "TQDM_DISABLE"} & set(os.environ)
+    return tqdm(items, desc=what, leave=False, disable=bool(unwanted) or not watched)
 
 
 @contextlib.contextmanager
