@@ -1,5 +1,6 @@
 """What chapter 3.2 shows: its measurements and its explorers."""
 
+import functools
 import itertools
 
 import altair as alt
@@ -46,8 +47,8 @@ def framework_differences():
         found = differences(
             WALKS[gradients],
             rule(**options),
-            lambda w, kind=in_torch, options=options: kind(w, **options),
-            lambda kind=in_keras, more=more, decay=decay: kind(epsilon=1e-6, weight_decay=decay, **more),
+            functools.partial(in_torch, **options),
+            functools.partial(in_keras, epsilon=1e-6, weight_decay=decay, **more),
         )
         rows.append({"rule": name, "gradients": gradients, "decay": decay, **found})
     return pd.DataFrame(rows)
@@ -153,15 +154,14 @@ def recorded_gradients():
         cross_entropy(model(x[batch]), y[batch]).backward()
         optimizer.step()
         recorded.append(torch.cat([p.grad.flatten() for p in model.parameters()]).double().numpy())
-    recorded = np.array(recorded)
-    first_layer = recorded[:, : model[0].weight.numel()]
-    size, asleep = abs(first_layer).mean(axis=0), (first_layer == 0).mean(axis=0)
-    quiet = np.where(asleep == 0, size, np.inf).argmin()
+    sizes = [p.numel() for p in model.parameters()]
+    first, _, second, *_, last = np.split(np.array(recorded), np.cumsum(sizes)[:-1], axis=1)
+    size, asleep = abs(first).mean(axis=0), (second == 0).mean(axis=0)
     return {
-        "first layer, loud": first_layer[:, size.argmax()],
-        "first layer, quiet": first_layer[:, quiet],
-        "first layer, mostly asleep": first_layer[:, abs(asleep - 0.9).argmin()],
-        "bias of an output": recorded[:, -1],
+        "first layer, loud": first[:, size.argmax()],
+        "first layer, quiet": first[:, size.argmin()],
+        "second layer, mostly asleep": second[:, abs(asleep - 0.9).argmin()],
+        "bias of an output": last[:, 0],
     }
 
 

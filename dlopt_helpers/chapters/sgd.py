@@ -1,7 +1,7 @@
 """What chapter 3.1 shows: its measurements and its explorers."""
 
+import functools
 import itertools
-from dataclasses import replace
 
 import altair as alt
 import numpy as np
@@ -10,15 +10,14 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from dlopt_helpers.bridges.conventions import as_convention
-from dlopt_helpers.bridges.torch import RuleOptimizer as TorchRule
 from dlopt_helpers.chapters.landscape import height, landscape, row_on, still_near
+from dlopt_helpers.chapters.proof import Walk, differences
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.memo import memoise
-from dlopt_helpers.lab.models import keras_twin, mlp
+from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.surfaces import beale, quadratic, saddle
 from dlopt_helpers.lab.sweep import sweep
-from dlopt_helpers.lab.training import batches, train
+from dlopt_helpers.lab.training import train
 from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, RED, Choice, Explorer, Slider
 from dlopt_helpers.page.recurrence import Recurrence
 from dlopt_helpers.sgd import SGD
@@ -162,84 +161,23 @@ RATES = {"constant": np.full(PROOF_STEPS, 0.05), "decaying": 0.05 * 0.97 ** np.a
 def framework_differences():
     """Return how far our SGD is from the frameworks': the largest difference of any weight at any step.
 
-    All walk down the same noisy bowl. One row per rule, decay and schedule. The columns compare with
-    PyTorch and with Keras, the latter in Keras's convention; ``conventions`` says how far Keras is from
-    our own formula.
+    One row per rule, decay and schedule, with the columns of
+    :func:`~dlopt_helpers.chapters.proof.differences`.
     """
+    import keras
+
     rows = []
     for (name, (momentum, nesterov)), decay, (rate, rates) in itertools.product(
         RULES.items(), [0.0, 0.1], RATES.items()
     ):
         options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": decay}
-        ours, as_keras = SGD(**options), as_convention(SGD(**options), "keras")
-        row = {"rule": name, "decay": decay, "rate": rate}
-        for precision in ("float64", "float32"):
-            noise = np.random.default_rng(0).normal(size=(PROOF_STEPS, 5)).astype(precision)
-            keras_walk = _keras_walk(options, noise, rates)
-            walk = _our_walk(ours, noise, rates)
-            row[f"torch, {precision}"] = np.abs(walk - _torch_walk(options, noise, rates)).max()
-            row[f"keras, {precision}"] = np.abs(_our_walk(as_keras, noise, rates) - keras_walk).max()
-        row["conventions"] = np.abs(walk - keras_walk).max()
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _our_walk(rule, noise, rates):
-    w, walk = np.ones_like(noise[0]), []
-    state = rule.init(w)
-    for lr, extra in zip(rates, noise, strict=True):
-        w, state = replace(rule, lr=float(lr)).step(w, w + extra, state)
-        walk.append(w)
-    return np.array(walk)
-
-
-def _torch_walk(options, noise, rates):
-    w, walk = torch.nn.Parameter(torch.ones_like(torch.from_numpy(noise[0]))), []
-    optimizer = torch.optim.SGD([w], **options)
-    for lr, extra in zip(rates, noise, strict=True):
-        optimizer.param_groups[0]["lr"] = float(lr)
-        w.grad = w.detach() + torch.from_numpy(extra)
-        optimizer.step()
-        walk.append(w.detach().numpy().copy())
-    return np.array(walk)
-
-
-def _keras_walk(options, noise, rates):
-    import keras
-
-    w, walk = keras.Variable(np.ones_like(noise[0]), dtype=str(noise.dtype)), []
-    optimizer = keras.optimizers.SGD(**options | {"weight_decay": options["weight_decay"] or None})
-    optimizer.build([w])
-    for lr, extra in zip(rates, noise, strict=True):
-        optimizer.learning_rate = float(lr)
-        optimizer.apply([keras.ops.convert_to_tensor(w) + extra])
-        walk.append(keras.ops.convert_to_numpy(w))
-    return np.array(walk)
-
-
-def same_network_twice(rule, steps):
-    """Train one MLP through the PyTorch bridge and its Keras twin through the Keras bridge.
-
-    Both see the same initial weights and the same batches. Returns one row per step, with the
-    loss on its batch in the columns ``torch`` and ``keras``.
-    """
-    import keras
-
-    from dlopt_helpers.bridges.keras import RuleOptimizer as KerasRule
-
-    data, model = mnist1d(), mlp()
-    twin = keras_twin(model)
-    twin.compile(KerasRule(rule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    optimizer = TorchRule(model.parameters(), rule)
-    rows = []
-    for batch in batches(len(data.x_train), 64, steps, seed=0):
-        x, y = data.x_train[batch], data.y_train[batch]
-        optimizer.zero_grad()
-        loss = cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y))
-        loss.backward()
-        optimizer.step()
-        twin.reset_metrics()  # some versions of Keras report the mean over all batches so far
-        rows.append({"torch": loss.item(), "keras": float(twin.train_on_batch(x, y))})
+        found = differences(
+            Walk(rates),
+            SGD(**options),
+            functools.partial(torch.optim.SGD, **options),
+            functools.partial(keras.optimizers.SGD, **options),
+        )
+        rows.append({"rule": name, "decay": decay, "rate": rate, **found})
     return pd.DataFrame(rows)
 
 
