@@ -188,7 +188,8 @@ class Adam:
         after = {"t": t, "m": m, "v": v}
         if self.amsgrad:
             excess = v - state["v_max"]
-            after["v_max"] = v = state["v_max"] + (excess + abs(excess)) / 2  # the larger of the two
+            # What is positive of it, added, makes the larger of the two.
+            after["v_max"] = v = state["v_max"] + (excess + abs(excess)) / 2
         m_hat = m / (1 - self.beta1**t)
         v_hat = v / (1 - self.beta2**t)
         return w - self.lr * m_hat / (v_hat**0.5 + self.eps), after
@@ -229,7 +230,8 @@ class AdamW(Adam):
     def step(self, w, gradient, state):
         """Return the weights and the state after one step; the arguments stay as they are."""
         w = w - self.lr * self.weight_decay * w
-        return Adam(self.lr, self.beta1, self.beta2, self.eps, self.amsgrad).step(w, gradient, state)
+        adam = Adam(self.lr, self.beta1, self.beta2, self.eps, self.amsgrad)
+        return adam.step(w, gradient, state)
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,8 @@ class NAdam:
         mu_product = state["mu_product"] * mu
         m = self.beta1 * state["m"] + (1 - self.beta1) * gradient
         v = self.beta2 * state["v"] + (1 - self.beta2) * gradient**2
-        m_hat = mu_next * m / (1 - mu_product * mu_next) + (1 - mu) * gradient / (1 - mu_product)
+        ahead, now = mu_next * m, (1 - mu) * gradient
+        m_hat = ahead / (1 - mu_product * mu_next) + now / (1 - mu_product)
         v_hat = v / (1 - self.beta2**t)
         state = {"t": t, "mu_product": mu_product, "m": m, "v": v}
         return w - self.lr * m_hat / (v_hat**0.5 + self.eps), state

@@ -236,7 +236,7 @@ EPS_EARLY = (STEP, "self.lr * m_hat / ((v**0.5 + self.eps) / (1 - self.beta2**t)
 
 DECAYS_LATE = [
     (DECOUPLED, ""),
-    ("return Adam(", "w, state = Adam("),
+    ("return adam.step(", "w, state = adam.step("),
     ("(w, gradient, state)\n", f"(w, gradient, state)\n        {DECOUPLED}\n        return w, state\n"),
 ]
 
@@ -316,7 +316,7 @@ MISTAKES = {
         [("mu, mu_next =", "mu_next, mu =")],
         [('"mu_product": mu_product', '"mu_product": 1.0')],
         [("(1 - mu_product * mu_next)", "(1 - mu_product)")],
-        [(" + (1 - mu) * gradient / (1 - mu_product)", "")],
+        [(" + now / (1 - mu_product)", "")],
         [("t * self.momentum_decay", "t")],
     ],
 }

@@ -230,8 +230,8 @@ def step_explorer():
         title="Inside Adam's steps",
         caption=(
             "The gradients that one weight met in the first 200 steps of a training run, the means that Adam "
-            "makes of them, and the steps that come out, in learning rates. Without the correction the "
-            "first steps are several times too long."
+            "makes of them, and the steps that come out, in learning rates. With the default memories the "
+            "first uncorrected steps are several times too long."
         ),
     )
 
