@@ -133,7 +133,7 @@ def race_explorer():
         title="A race from one start",
         caption=(
             "Left: 100 steps of each rule on the contour lines; a dot marks where it ended, the green cross "
-            "the minimum. Right: how high above it each rule is. A rule that leaves the picture diverged."
+            "the minimum. Right: how high above it each rule is. A line that breaks off has diverged."
         ),
     )
 

@@ -546,7 +546,9 @@ def _png(spec):
     png = Image.open(io.BytesIO(vl_convert.vegalite_to_png(text, vl_version=_VEGA_LITE, scale=2)))
     small = io.BytesIO()
     # A palette makes a chart of faint lines five times smaller, and every page carries its pictures.
-    png.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    # The whole range of colours counts, or the thin lines of a legend would take their neighbours' hue.
+    few = png.convert("RGB").quantize(64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 
