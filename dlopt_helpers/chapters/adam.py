@@ -140,12 +140,12 @@ def race_explorer():
 
 # --- Inside one step ------------------------------------------------------------------------------
 
-RECORDED = 200
+RECORDED = 120
 
 
 @one_thread()
 def recorded_gradients():
-    """Return the gradients that four weights of an MLP meet in 200 steps of Adam, by their names."""
+    """Return the gradients that four weights of an MLP meet in 120 steps of Adam, by their names."""
     data, model = mnist1d(), mlp()
     optimizer = RuleOptimizer(model.parameters(), Adam())
     x, y, recorded = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train), []
@@ -229,7 +229,7 @@ def step_explorer():
         initial={"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
         title="Inside Adam's steps",
         caption=(
-            "The gradients that one weight met in the first 200 steps of a training run, the means that Adam "
+            "The gradients that one weight met in the first 120 steps of a training run, the means that Adam "
             "makes of them, and the steps that come out, in learning rates. With the default memories the "
             "first uncorrected steps are several times too long."
         ),
