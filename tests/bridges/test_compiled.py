@@ -113,14 +113,14 @@ def test_same_path_as_uncompiled(rule, convention, dtype, built, few):
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_inductor_computes_the_same_and_compiles_once(dtype, few):
-    ps, a, qs, b = both(Adam(lr=0.01), groups=lambda ps: ps[:5], dtype=dtype)
-    run(a, ps, 1)
+    alike = [torch.nn.Parameter(torch.ones(6, dtype=dtype)) for _ in range(3)]
+    run(RuleOptimizer(alike, Adam(), compiled=True), alike, 1)
     graphs, misses = counters["stats"]["unique_graphs"], sum(counters["recompiles"].values())
+    ps, a, qs, b = both(Adam(lr=0.01), groups=lambda ps: ps[:5], dtype=dtype)  # three lengths
     with torch.compiler.set_stance("fail_on_recompile"):
-        run(a, ps, 60, start=1)
+        run(a, ps, 60)
     assert (counters["stats"]["unique_graphs"], sum(counters["recompiles"].values())) == (graphs, misses)
-    run(b, qs, 1)
-    run(b, qs, 60, start=1)
+    run(b, qs, 60)
     assert_same(ps, qs, a, b, ROUNDING[dtype])
 
 
@@ -170,6 +170,18 @@ def test_hyper_parameters_and_states_set_by_hand_count(built, few):
         optimizer.state[parameters[0]]["m"] = torch.ones_like(parameters[0])
         optimizer.state[parameters[4]]["v"].fill_(2.0)
         run(optimizer, parameters, 2)
+    assert_same(ps, qs, a, b)
+
+
+def test_weights_changed_by_hand_count(built, few):
+    ps, a, qs, b = both(Adam(lr=0.01))
+    for parameters, optimizer in ((ps, a), (qs, b)):
+        run(optimizer, parameters, 2)
+        for p in parameters:
+            p.data.mul_(0.5)  # as a mask would
+        run(optimizer, parameters, 1)
+        parameters[0].data = 2 * parameters[0].data  # in another place
+        run(optimizer, parameters, 1)
     assert_same(ps, qs, a, b)
 
 
