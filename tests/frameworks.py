@@ -1,9 +1,27 @@
-"""The frameworks' own optimiser for a rule of the subject."""
+"""Rules of the subject, and the frameworks' own optimiser for each."""
 
+import itertools
 from dataclasses import asdict
 
 import keras
 import torch
+
+from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
+from dlopt_helpers.sgd import SGD
+
+RULES = [
+    *[
+        SGD(0.05, momentum, nesterov, decay)
+        for momentum, nesterov, decay in itertools.product([0.0, 0.9], [False, True], [0.0, 0.1])
+        if momentum or not nesterov
+    ],
+    Adagrad(0.05, weight_decay=0.1),
+    RMSprop(0.005, weight_decay=0.1),
+    Adam(0.01, weight_decay=0.1),
+    Adam(0.01, amsgrad=True),
+    AdamW(0.01, weight_decay=0.1),
+    NAdam(0.01, weight_decay=0.1),
+]
 
 KERAS_NAMES = {"lr": "learning_rate", "eps": "epsilon", "beta1": "beta_1", "beta2": "beta_2"}
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from bad_numbers import negative, not_a_number, one_or_more
 from frameworks import keras_optimizer, torch_optimizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -240,25 +241,29 @@ DECAYS_LATE = [
     ("(w, gradient, state)\n", f"(w, gradient, state)\n        {DECOUPLED}\n        return w, state\n"),
 ]
 
+OF_ALL = [[ASCENDS], [IS_DECOUPLED], [HAS_NO_DECAY], [NOT_SQUARED], [V_WITHOUT_DECAY]]
+OF_MOMENTS = [
+    *OF_ALL,
+    [M_WITHOUT_DECAY],
+    [M_NOT_SHARED],
+    [V_NOT_SHARED],
+    [M_FORGOTTEN],
+    [V_FORGOTTEN],
+    [NOT_COUNTED],
+    BETAS_SWAPPED,
+]
+
 # For each class the mistakes, each a list of edits.
 MISTAKES = {
     Adagrad: [
-        [ASCENDS],
-        [IS_DECOUPLED],
-        [HAS_NO_DECAY],
-        [NOT_SQUARED],
-        [V_WITHOUT_DECAY],
+        *OF_ALL,
         [('state["a"] +', '0.999 * state["a"] +')],
         [('"a": a', '"a": state["a"]')],
         [("(a**0.5 + self.eps)", "(a + self.eps)**0.5")],
         [("(a**0.5 + self.eps)", "a**0.5 + self.eps")],
     ],
     RMSprop: [
-        [ASCENDS],
-        [IS_DECOUPLED],
-        [HAS_NO_DECAY],
-        [NOT_SQUARED],
-        [V_WITHOUT_DECAY],
+        *OF_ALL,
         [V_NOT_SHARED],
         [V_NOT_SHARED, ("self.beta2 * state", "state")],
         [V_FORGOTTEN],
@@ -266,18 +271,7 @@ MISTAKES = {
         [("(v**0.5 + self.eps)", "v**0.5 + self.eps")],
     ],
     Adam: [
-        [ASCENDS],
-        [IS_DECOUPLED],
-        [HAS_NO_DECAY],
-        [NOT_SQUARED],
-        [V_WITHOUT_DECAY],
-        [M_WITHOUT_DECAY],
-        [M_NOT_SHARED],
-        [V_NOT_SHARED],
-        [M_FORGOTTEN],
-        [V_FORGOTTEN],
-        [NOT_COUNTED],
-        BETAS_SWAPPED,
+        *OF_MOMENTS,
         [M_NOT_CORRECTED, V_NOT_CORRECTED],
         [M_NOT_CORRECTED],
         [V_NOT_CORRECTED],
@@ -297,18 +291,7 @@ MISTAKES = {
         [(", self.amsgrad", "")],
     ],
     NAdam: [
-        [ASCENDS],
-        [IS_DECOUPLED],
-        [HAS_NO_DECAY],
-        [NOT_SQUARED],
-        [V_WITHOUT_DECAY],
-        [M_WITHOUT_DECAY],
-        [M_NOT_SHARED],
-        [V_NOT_SHARED],
-        [M_FORGOTTEN],
-        [V_FORGOTTEN],
-        [NOT_COUNTED],
-        BETAS_SWAPPED,
+        *OF_MOMENTS,
         [V_NOT_CORRECTED],
         [EPS_INSIDE],
         [EPS_BESIDE],
@@ -463,25 +446,6 @@ def test_half_precision_stays(rule):
 
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=50)
-not_a_number = st.sampled_from(
-    [
-        None,
-        "0.1",
-        b"1",
-        True,
-        [0.1],
-        {},
-        1j,
-        np.bool_(True),
-        np.array([True]),
-        np.array(["a"]),
-        math.nan,
-        math.inf,
-        -math.inf,
-    ]
-)
-negative = st.floats(max_value=0, exclude_max=True)
-one_or_more = st.floats(min_value=1)
 ALLOWED = {"beta1": "must be a number in [0, 1)", "beta2": "must be a number in [0, 1)"}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
+from bad_numbers import negative, not_a_number, one_or_more
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,27 +240,6 @@ def test_runs_compiled_with_a_rate_that_has_no_value_yet():
 
 
 repeatable = settings(deadline=None, derandomize=True, database=None)
-not_a_number = st.sampled_from(
-    [
-        None,
-        "0.1",
-        b"1",
-        True,
-        False,
-        [0.1],
-        (0.1,),
-        {},
-        1j,
-        np.bool_(True),
-        np.array([True]),
-        np.array(["a"]),
-        math.nan,
-        math.inf,
-        -math.inf,
-    ]
-)
-negative = st.floats(max_value=0, exclude_max=True)
-one_or_more = st.floats(min_value=1)
 
 
 @repeatable

@@ -104,7 +104,7 @@ class _Batch:
             _loop(entries, outputs, self.names, dtype, device, min(AT_ONCE, count - i))
             for i in range(0, count, AT_ONCE)
         ]
-        return loops, constants, numbers, [(p, rule.step(p, p.grad, state)) for p, state in self.single]
+        return loops, constants, numbers, [rule.step(p, p.grad, state) for p, state in self.single]
 
     def run(self, loops, constants, numbers, single):
         """Change weights and states; return each parameter and its state."""
@@ -121,7 +121,7 @@ class _Batch:
         for (p, _), (w, _) in zip(self.rows, self.vectors, strict=True):
             if not p.is_contiguous():
                 p.copy_(w.view(p.shape))
-        for (p, state), (_, (w, after)) in zip(self.single, single, strict=True):
+        for (p, state), (w, after) in zip(self.single, single, strict=True):
             p.copy_(w)
             state.update(after)
         return self.rows + self.single

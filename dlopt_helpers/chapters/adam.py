@@ -13,6 +13,7 @@ from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
 from dlopt_helpers.bridges.torch import RuleOptimizer
 from dlopt_helpers.chapters.landscape import height, landscape, row_on, still_near
 from dlopt_helpers.chapters.proof import Walk, differences
+from dlopt_helpers.lab import summary
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.surfaces import beale, quadratic, saddle, turned
@@ -165,13 +166,12 @@ def recorded_gradients():
     }
 
 
-def inside_a_step():
-    """Return the recurrence of what Adam computes for one weight from its recorded gradients.
+def inside_a_step(gradients):
+    """Return the recurrence of what Adam computes for one weight from its recorded ``gradients``.
 
     Columns: ``gradient``, the means ``m`` and ``m_hat``, the roots of ``v`` and ``v_hat``, and how far the
     weight moves, in learning rates, with the correction (``move``) and without (``raw``).
     """
-    gradients = recorded_gradients()
     columns = ("gradient", "m", "m_hat", "root_v", "root_v_hat", "move", "raw")
 
     def start():
@@ -193,6 +193,7 @@ def inside_a_step():
 
 def step_explorer():
     """Return the explorer of Adam's means and steps for one weight."""
+    gradients = recorded_gradients()
     step = alt.X("step:Q", title="step", scale=alt.Scale(domain=[0, RECORDED], nice=False))
 
     def draw(_, chosen):
@@ -218,10 +219,10 @@ def step_explorer():
         )
 
     return Explorer(
-        inside_a_step(),
+        inside_a_step(gradients),
         draw,
         controls=[
-            Choice("weight", "Weight", options=list(recorded_gradients())),
+            Choice("weight", "Weight", options=list(gradients)),
             Slider("beta1", "β₁", minimum=0, maximum=0.99, step=0.01),
             Slider("beta2", "β₂", minimum=0.5, maximum=0.999, step=0.001),
             Slider("eps", "ε", scale="log", minimum=1e-10, maximum=1),
@@ -266,29 +267,32 @@ def trainings(rates=RATES, rules=tuple(FAMILY), schedules=tuple(SCHEDULES)):
     return pd.concat(tables, ignore_index=True)
 
 
-def over_seeds(runs):
-    """Return the mean over seeds of loss and accuracy, and the lowest and highest accuracy."""
-    grouped = runs.groupby(["schedule", "rule", "lr", "step"], as_index=False, sort=False)
-    return grouped.agg(
-        loss=("loss", "mean"),
-        accuracy=("accuracy", "mean"),
-        low=("accuracy", "min"),
-        high=("accuracy", "max"),
-    )
+SETTING = ["rule", "lr", "schedule"]
 
 
 def final_accuracy(runs):
-    """Return the last test accuracy of each run, one row per setting and seed; chance if it diverged."""
-    last = runs.groupby(["schedule", "rule", "lr", "seed"], as_index=False, sort=False).last()
-    return last.assign(accuracy=last.accuracy.where(~last.diverged, 0.1))
+    """Return the last test accuracy of each run (:mod:`dlopt_helpers.lab.summary`)."""
+    return summary.final_accuracy(runs, SETTING)
+
+
+def curves(runs):
+    """Return the runs' means over seeds, and ``final``, the mean accuracy at their end."""
+    final = final_accuracy(runs).groupby(SETTING, as_index=False, sort=False).accuracy.mean()
+    final = final.rename(columns={"accuracy": "final"})
+    return (
+        summary.over_seeds(runs, [*SETTING, "step"])
+        .merge(final, on=SETTING)
+        .round({"loss": 3, "accuracy": 3, "low": 3, "high": 3, "final": 3})
+    )
+
+
+def one_training(rule, lr, schedule):
+    """Return what ``curves`` says about a single setting, trained now."""
+    return curves(trainings([lr], [rule], [schedule])).drop(columns=SETTING)
 
 
 def basin_explorer(runs):
     """Return the explorer of final accuracy against learning rate, with the run behind each point."""
-    keys = ["schedule", "rule", "lr"]
-    final = final_accuracy(runs).groupby(keys, as_index=False, sort=False).accuracy.mean()
-    curves = over_seeds(runs).merge(final.rename(columns={"accuracy": "final"}), on=keys)
-    curves = curves.round({"loss": 3, "accuracy": 3, "low": 3, "high": 3, "final": 3})
     scale = alt.Scale(domain=list(FAMILY), range=PALETTE)
     legend = alt.Legend(orient="bottom", columns=3, symbolType="stroke", symbolOpacity=1)
     rule, unnamed = (alt.Color("rule:N", title=None, scale=scale, legend=one) for one in (legend, None))
@@ -330,7 +334,7 @@ def basin_explorer(runs):
         )
 
     return Explorer(
-        curves,
+        curves(runs),
         draw,
         controls=[
             Choice("rule", "Rule", options=list(FAMILY)),
@@ -338,6 +342,7 @@ def basin_explorer(runs):
             Choice("schedule", "Schedule", options=list(SCHEDULES)),
         ],
         initial={"rule": "Adam", "lr": 0.01, "schedule": "constant"},
+        compute=one_training,
         title="Basins of the learning rate",
         caption=(
             "Left: mean test accuracy of five seeds after 1,000 steps, a line for each rule. The dot is the "

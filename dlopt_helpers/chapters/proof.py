@@ -13,6 +13,8 @@ from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.models import keras_twin, mlp
 from dlopt_helpers.lab.training import batches
 
+WEIGHTS = 5  # that walk; all start at 1
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -20,20 +22,18 @@ class Walk:
 
     Args:
       rates: the learning rate of each step.
-      size: how many weights walk; all start at 1.
       scale: of the gradient; 0 for a gradient that stays 0.
     """
 
     rates: np.ndarray
-    size: int = 5
     scale: float = 1.0
 
     def noise(self, precision):
-        return np.random.default_rng(0).normal(size=(len(self.rates), self.size)).astype(precision)
+        return np.random.default_rng(0).normal(size=(len(self.rates), WEIGHTS)).astype(precision)
 
     def ours(self, rule, precision):
         """Return the weights after each step of ``rule``."""
-        w, walk = np.ones(self.size, precision), []
+        w, walk = np.ones(WEIGHTS, precision), []
         state = rule.init(w)
         for lr, noise in zip(self.rates, self.noise(precision), strict=True):
             w, state = replace(rule, lr=float(lr)).step(w, self.scale * (w + noise), state)
@@ -42,7 +42,7 @@ class Walk:
 
     def in_torch(self, optimizer, precision):
         """Return the weights after each step of PyTorch's optimiser, made by ``optimizer(params)``."""
-        w, walk = torch.nn.Parameter(torch.ones(self.size, dtype=getattr(torch, precision))), []
+        w, walk = torch.nn.Parameter(torch.ones(WEIGHTS, dtype=getattr(torch, precision))), []
         optimizer = optimizer([w])
         for lr, noise in zip(self.rates, self.noise(precision), strict=True):
             optimizer.param_groups[0]["lr"] = float(lr)
@@ -56,7 +56,7 @@ class Walk:
         import keras
         import tensorflow as tf
 
-        w, walk = keras.Variable(np.ones(self.size, precision), dtype=precision), []
+        w, walk = keras.Variable(np.ones(WEIGHTS, precision), dtype=precision), []
         optimizer = optimizer()
         optimizer.build([w])
 

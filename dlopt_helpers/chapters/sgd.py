@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from dlopt_helpers.chapters.landscape import height, landscape, row_on, still_near
 from dlopt_helpers.chapters.proof import Walk, differences
+from dlopt_helpers.lab import summary
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
@@ -284,20 +285,13 @@ def trainings(grid=None):
 
 
 def over_seeds(runs):
-    """Return the mean over seeds of loss and accuracy, and the lowest and highest accuracy."""
-    grouped = runs.groupby([*TRAINING_GRID, "epoch"], as_index=False)
-    return grouped.agg(
-        loss=("loss", "mean"),
-        accuracy=("accuracy", "mean"),
-        low=("accuracy", "min"),
-        high=("accuracy", "max"),
-    )
+    """Return the runs' means over seeds by epoch (:mod:`dlopt_helpers.lab.summary`)."""
+    return summary.over_seeds(runs, [*TRAINING_GRID, "epoch"])
 
 
 def final_accuracy(runs):
-    """Return the last test accuracy of each run, one row per setting and seed; chance if it diverged."""
-    last = runs.groupby([*TRAINING_GRID, "seed"], as_index=False).last()
-    return last.assign(accuracy=last.accuracy.where(~last.diverged, 0.1))
+    """Return the last test accuracy of each run (:mod:`dlopt_helpers.lab.summary`)."""
+    return summary.final_accuracy(runs, TRAINING_GRID)
 
 
 def one_training(lr, momentum, batch_size):

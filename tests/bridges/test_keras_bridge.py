@@ -1,33 +1,19 @@
 """The bridge to Keras: same paths as those of keras.optimizers, and models that train, save and load."""
 
 import functools
-import itertools
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-from frameworks import keras_optimizer, torch_optimizer
+from frameworks import RULES, keras_optimizer, torch_optimizer
 
-from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
+from dlopt_helpers.adam import Adam, AdamW, NAdam
 from dlopt_helpers.bridges.conventions import KerasAdam, KerasSGD
 from dlopt_helpers.bridges.keras import RuleOptimizer
 from dlopt_helpers.sgd import SGD
 
-RULES = [
-    *[
-        SGD(0.1, momentum, nesterov, decay)
-        for momentum, nesterov, decay in itertools.product([0.0, 0.9], [False, True], [0.0, 0.1])
-        if momentum or not nesterov
-    ],
-    Adagrad(0.1, weight_decay=0.1),
-    RMSprop(0.01, weight_decay=0.1),
-    Adam(0.01, weight_decay=0.1),
-    Adam(0.01, amsgrad=True),
-    AdamW(0.01, weight_decay=0.1),
-    NAdam(0.01, weight_decay=0.1),
-]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 SHAPES = [(), (0,), (1,), (4, 3)]
 START = [np.random.default_rng(0).normal(size=shape) for shape in SHAPES]

@@ -2,33 +2,19 @@
 
 import copy
 import io
-import itertools
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import pytest
 import torch
-from frameworks import keras_optimizer, torch_optimizer
+from frameworks import RULES, keras_optimizer, torch_optimizer
 from torch.optim import lr_scheduler
 
 from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
 from dlopt_helpers.bridges.torch import RuleOptimizer
 from dlopt_helpers.sgd import SGD
 
-RULES = [
-    *[
-        SGD(0.05, momentum, nesterov, decay)
-        for momentum, nesterov, decay in itertools.product([0.0, 0.9], [False, True], [0.0, 0.1])
-        if momentum or not nesterov
-    ],
-    Adagrad(0.05, weight_decay=0.1),
-    RMSprop(0.005, weight_decay=0.1),
-    Adam(0.01, weight_decay=0.1),
-    Adam(0.01, amsgrad=True),
-    AdamW(0.01, weight_decay=0.1),
-    NAdam(0.01, weight_decay=0.1),
-]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=str)
 SCHEDULERS = {
     "none": lambda optimizer: None,

@@ -50,7 +50,8 @@ def uncorrected(gradients, beta1, beta2):
 
 
 def test_inside_a_step():
-    recurrence, gradients = chapter.inside_a_step(), chapter.recorded_gradients()
+    gradients = chapter.recorded_gradients()
+    recurrence = chapter.inside_a_step(gradients)
     for weight, g in gradients.items():
         seen = recurrence(weight=weight, beta1=0.9, beta2=0.99, eps=1e-6).iloc[1:]
         np.testing.assert_array_equal(seen.gradient, g)
@@ -89,6 +90,11 @@ def test_basin_explorer_shows_the_run_behind_each_point(short):
     rows = explorer.find({"rule": "Adam", "lr": 0.01, "schedule": "constant"})
     assert [row["step"] for row in rows] == [0, 100, 200]
     assert rows[0]["final"] == rows[-1]["accuracy"] and rows[-1]["low"] <= rows[-1]["high"]
+
+
+def test_basin_explorer_computes_what_no_run_holds(short):
+    rows = chapter.basin_explorer(short).add({"rule": "Adam", "lr": 0.005, "schedule": "constant"})
+    assert rows[0]["final"] == rows[-1]["accuracy"] > rows[0]["accuracy"]
 
 
 def test_final_accuracy_of_a_diverged_run_is_chance():

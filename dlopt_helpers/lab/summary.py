@@ -1,0 +1,28 @@
+"""Runs of several seeds, drawn together."""
+
+
+def over_seeds(runs, by):
+    """Return the mean over seeds of loss and accuracy, and the lowest and highest accuracy.
+
+    Args:
+      runs: a data frame as :func:`~dlopt_helpers.lab.sweep.sweep` returns it.
+      by: the columns of a setting, and the one that counts its steps.
+    """
+    grouped = runs.groupby(by, as_index=False, sort=False)
+    return grouped.agg(
+        loss=("loss", "mean"),
+        accuracy=("accuracy", "mean"),
+        low=("accuracy", "min"),
+        high=("accuracy", "max"),
+    )
+
+
+def final_accuracy(runs, by):
+    """Return the last row of each run, of ten classes, with the accuracy of chance if it diverged.
+
+    Args:
+      runs: a data frame as :func:`~dlopt_helpers.lab.sweep.sweep` returns it.
+      by: the columns of a setting.
+    """
+    last = runs.groupby([*by, "seed"], as_index=False, sort=False).last()
+    return last.assign(accuracy=last.accuracy.where(~last.diverged, 0.1))
