@@ -5,15 +5,13 @@ With --store the costs of Adam become those that chapter 3.2 shows.
 """
 
 import datetime
-import platform
-import re
 import sys
-from pathlib import Path
 
 import pandas as pd
 import torch
 
 from dlopt_helpers.chapters.step_costs import NETWORKS, RULES, STORED, step_costs
+from dlopt_helpers.lab.measure import device_name
 
 
 def resnet_shapes():
@@ -28,15 +26,6 @@ def resnet_shapes():
     return [*shapes, (1000, 2048), (1000,)]
 
 
-def name_of(device):
-    """Return what did the work: the GPU, or the processor as Linux and others call it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
-    return f"{found[1] if found else platform.processor()}, one thread"
-
-
 def main():
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     networks = {**NETWORKS, "ResNet-50": resnet_shapes()}
@@ -44,9 +33,9 @@ def main():
     for device in devices:
         for rule in RULES:
             costs = step_costs(rule, networks, device)
-            print(f"\n{rule} on {name_of(device)}")
+            print(f"\n{rule} on {device_name(device)}")
             print(costs.drop(columns="rule").to_string(index=False, float_format="{:.3g}".format), flush=True)
-            stored.append(costs.assign(device=name_of(device)))
+            stored.append(costs.assign(device=device_name(device)))
     if "--store" in sys.argv:
         made = pd.concat(stored).query("rule == 'Adam' and network != 'ResNet-50'")
         made = made.assign(date=datetime.date.today().isoformat(), torch=torch.__version__)

@@ -9,7 +9,7 @@ import torch
 
 from dlopt_helpers.adam import Adam
 from dlopt_helpers.bridges.torch import RuleOptimizer
-from dlopt_helpers.lab.measure import ratios
+from dlopt_helpers.lab.measure import finished, ratios
 from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.training import one_thread
 from dlopt_helpers.sgd import SGD
@@ -63,10 +63,10 @@ def _costs(rule, network, shapes, device, repeats):
     calls = max(1, 1_000_000 // size)
     steps, first = {}, {}
     for variant, make in _variants(ours, own).items():
-        steps[variant] = _finished(make(_parameters(shapes, device)).step, device)
+        steps[variant] = finished(make(_parameters(shapes, device)).step, device)
         first[variant] = _seconds(steps[variant], 1)
     source, target = torch.randn(2, size, device=device)
-    steps["copy"] = _finished(lambda: target.copy_(source), device)
+    steps["copy"] = finished(lambda: target.copy_(source), device)
     rows = []
     for variant, step in steps.items():
         row = {"rule": rule, "network": network, "variant": variant}
@@ -96,18 +96,6 @@ def _parameters(shapes, device):
     for p in made:
         p.grad = torch.randn(p.shape, generator=generator).to(device)
     return made
-
-
-def _finished(function, device):
-    """Return a function that waits until ``device`` has done the work of ``function``."""
-    if torch.device(device).type != "cuda":
-        return function
-
-    def run():
-        function()
-        torch.cuda.synchronize(device)
-
-    return run
 
 
 def _seconds(function, calls):

@@ -1,11 +1,15 @@
-"""Times as ratios, and memory."""
+"""Times as ratios, memory and bytes, and where they were measured."""
 
+import io
+import platform
+import re
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from dlopt_helpers._require import require
 
@@ -52,6 +56,48 @@ def _seconds(function, calls):
     for _ in range(calls):
         function()
     return time.perf_counter() - start
+
+
+def finished(function, device):
+    """Return a function that calls ``function`` and waits until ``device`` has done its work.
+
+    Example:
+      >>> finished(lambda: None, "cpu")()
+    """
+    if torch.device(device).type != "cuda":
+        return function
+
+    def run():
+        function()
+        torch.cuda.synchronize(device)
+
+    return run
+
+
+def device_name(device):
+    """Return what does the work: the GPU, or one thread of the processor, as its system calls it.
+
+    Example:
+      >>> device_name("cpu").endswith(", one thread")
+      True
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
+    return f"{found[1] if found else platform.processor()}, one thread"
+
+
+def file_bytes(model):
+    """Return the bytes of a PyTorch model's file, the one that ``torch.save(model.state_dict())`` writes.
+
+    Example:
+      >>> file_bytes(torch.nn.Linear(100, 100)) > 4 * 100 * 101
+      True
+    """
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return len(file.getvalue())
 
 
 def peak_memory():

@@ -30,6 +30,28 @@ def mlp(inputs=40, hidden=(100, 100), classes=10, seed=0):
     return nn.Sequential(*layers[:-1])
 
 
+def cnn(channels=25, seed=0):
+    """Return a convolutional network for the 40 numbers of MNIST-1D and their ten classes.
+
+    Its sizes are those of the CNN in the MNIST-1D paper (5,210 parameters): three convolutions that
+    halve the length, with ReLU, and a linear layer. The weights are drawn as by :func:`mlp`.
+
+    Args:
+      channels: of each convolution.
+      seed: of the initial weights.
+
+    Example:
+      >>> cnn()(torch.zeros(3, 40)).shape
+      torch.Size([3, 10])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Unflatten(1, (1, 40))]
+        for inputs, kernel in ((1, 5), (channels, 3), (channels, 3)):
+            layers += [nn.Conv1d(inputs, channels, kernel, stride=2, padding=1), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * channels, 10))
+
+
 def keras_twin(model):
     """Return the Keras model that computes what ``model`` does, from the same weights.
 

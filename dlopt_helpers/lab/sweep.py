@@ -4,7 +4,6 @@ import inspect
 import itertools
 import math
 import numbers
-import os
 from dataclasses import fields, replace
 
 import joblib
@@ -17,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
-from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, progress, recorded, tensors
+from dlopt_helpers.lab.spread import spread
+from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, recorded, tensors
 from dlopt_helpers.sgd import SGD
 
 STACK = 16  # networks trained at once: fewer waste time on calls, more leave the processor's cache
@@ -63,10 +63,8 @@ def sweep(
     (which a setting at the edge of divergence can amplify).
 
     Settings that differ in what cannot be stacked (batch size, size of the model, Nesterov or not) go
-    into separate stacks. These are run by ``joblib.Parallel()``, so that
-    ``joblib.parallel_config(n_jobs=4)`` spreads a sweep over cores (``DLOPT_JOBS=4`` in the environment
-    does it for all), and ``backend="dask"`` or ``"ray"`` over a cluster. Results are kept on disk
-    (:mod:`dlopt_helpers.lab.memo`).
+    into separate stacks. These can run on several cores (:mod:`dlopt_helpers.lab.spread`). Results are
+    kept on disk (:mod:`dlopt_helpers.lab.memo`).
 
     Args:
       grid: maps names to values: fields of ``rule``, ``batch_size`` (64 unless given) and arguments of
@@ -140,16 +138,7 @@ def _stacks(settings, rule, seeds):
 def _sweep(settings, rule, model, data, steps, every, seeds, dtype, schedule=constant):
     stacks = _stacks(settings, rule, seeds)
     jobs = [joblib.delayed(_train_stack)(s, rule, model, data, steps, every, dtype, schedule) for s in stacks]
-    tables = joblib.Parallel(_processes(len(jobs)))(progress(jobs, "sweep"))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _processes(jobs):
-    """Return what ``DLOPT_JOBS`` says and ``jobs`` need, or None, which leaves it to joblib."""
-    said = os.environ.get("DLOPT_JOBS")
-    if said and not (said.isdecimal() and int(said) >= 1):
-        raise ValueError(f"DLOPT_JOBS={said!r} is not allowed: it must be a whole number >= 1")
-    return min(int(said), jobs) if said else None
+    return pd.concat(spread(jobs, "sweep"), ignore_index=True)
 
 
 @one_thread()

@@ -68,10 +68,17 @@ def tensors(data, dtype):
 
 @torch.no_grad()
 def measure(model, data):
-    """Return the loss on a fixed thousand training examples and the share of test examples that are right."""
+    """Return the loss on a fixed thousand training examples and the share of test examples that are right.
+
+    Measured as the model is used, in evaluation mode; the mode it was in comes back.
+    """
     x_train, y_train, x_test, y_test = data
+    was_training = model.training
+    model.eval()
     loss = cross_entropy(model(x_train[:LOSS_ON]), y_train[:LOSS_ON]).item()
-    return loss, (model(x_test).argmax(-1) == y_test).double().mean().item()
+    accuracy = (model(x_test).argmax(-1) == y_test).double().mean().item()
+    model.train(was_training)
+    return loss, accuracy
 
 
 @one_thread()

@@ -69,22 +69,54 @@ class Check:
         return self._verdict(draws, given)
 
     def _verdict(self, draws, given):
-        def matches(function):
-            return all(
-                _agree(g, function(**copy.deepcopy(d)), self.tolerance)
-                for g, d in zip(given, draws, strict=True)
-            )
-
-        if matches(self.solution):
+        flaw = self._flaw(draws, given)
+        if not flaw:
             return True, f"✓ Correct. {self.praise}".rstrip()
         if given[0] is None:
             return False, "✗ The function returns None: is a `return` missing?"
         for hint, function in self.mistakes.items():
-            if matches(function):
+            if self._matches(function, draws, given):
                 return False, f"✗ {hint}"
+        return False, f"✗ {flaw}"
+
+    def _flaw(self, draws, given):
+        """Return the hint for a mistake that is not among the usual ones, or "" for a right answer."""
+        if self._matches(self.solution, draws, given):
+            return ""
         example = ", ".join(f"{name}={_short(value)}" for name, value in draws[0].items())
         expected = self.solution(**copy.deepcopy(draws[0]))
-        return False, f"✗ Not yet. For {example} the result is {_short(expected)}, not {_short(given[0])}."
+        return f"Not yet. For {example} the result is {_short(expected)}, not {_short(given[0])}."
+
+    def _matches(self, function, draws, given):
+        return all(
+            _agree(g, function(**copy.deepcopy(d)), self.tolerance) for g, d in zip(given, draws, strict=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(Check):
+    """Check a learner's function where many answers are right: by what its results achieve.
+
+    It takes the arguments of :class:`Check`, too. ``solution`` is one right function among others.
+
+    Args:
+      reached: ``reached(result, **inputs)`` returns "" where the goal is reached, else the hint. It is
+        given whatever the learner's function returns.
+
+    Example:
+      >>> def reached(result, x):
+      ...     return "" if result > x else f"{result} is not above {x}."
+      >>> check_above = Goal(lambda x: x + 1, lambda rng: {"x": 3}, reached=reached)
+      >>> check_above(lambda x: 2 * x)
+      ✓ Correct.
+      >>> check_above(lambda x: x - 1)
+      ✗ 2 is not above 3.
+    """
+
+    reached: Callable
+
+    def _flaw(self, draws, given):
+        return next(filter(None, (self.reached(g, **d) for g, d in zip(given, draws, strict=True))), "")
 
 
 def _unanswered(value):

@@ -8,7 +8,7 @@ import sys
 
 CHECKED = "nbval-check-output"
 FOLDING = ("cellView", "jupyter", "mystnb", "tags")  # how Colab, JupyterLab and the book fold a cell
-ON_COLAB_MISSING = "mnist1d vl-convert-python"
+ON_COLAB_MISSING = "autoray mnist1d torch-pruning vl-convert-python"
 
 
 def setup_cell(repository, version):

@@ -114,21 +114,6 @@ def test_joblib_carries_it_to_workers():
     assert here.equals(there)
 
 
-def test_the_environment_spreads_a_sweep(monkeypatch):
-    monkeypatch.setenv("DLOPT_JOBS", "2")
-    asked, here = [], joblib.Parallel(1)
-    monkeypatch.setattr(module.joblib, "Parallel", lambda n_jobs: asked.append(n_jobs) or here)
-    grid = {"lr": [0.1], "inputs": 64, "hidden": [8, 9, 10]}
-    call = module._settings(grid, SGD, mlp), SGD, mlp, digits(), 2, 1, [0], "float64"
-    module._sweep.__wrapped__(*call)
-    module._sweep.__wrapped__(call[0][:1], *call[1:])
-    assert asked == [2, 1]  # for a single stack a second process would only cost its start
-    for bad in ("0", "-1", "two", "1.5"):
-        monkeypatch.setenv("DLOPT_JOBS", bad)
-        with pytest.raises(ValueError, match=f"DLOPT_JOBS='{bad}' is not allowed"):
-            module._sweep.__wrapped__(*call)
-
-
 def test_a_second_time_it_comes_from_the_disk(monkeypatch):
     grid = {"lr": [0.123], "inputs": 64, "hidden": 8}
     first = sweep(grid, data=digits(), steps=5, seeds=[0])

@@ -30,6 +30,14 @@ def test_rows():
     assert rows.loss.iloc[-1] == loss.item() and rows.accuracy.iloc[-1] == right.mean()
 
 
+def test_a_run_is_measured_in_evaluation_mode_and_trained_in_its_own():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(64), mlp(inputs=64, hidden=16))
+    rows = train(model, torch.optim.SGD(model.parameters(), lr=0.1), digits(), steps=30, every=30)
+    assert model.training and model[0].num_batches_tracked == 30  # no batch was counted while measuring
+    x, y = torch.from_numpy(digits().x_test), torch.from_numpy(digits().y_test)
+    assert rows.accuracy.iloc[-1] == (model.eval()(x).argmax(1) == y).double().mean().item()
+
+
 def test_same_seed_same_run():
     assert run(seed=1)[1].equals(run(seed=1)[1]) and not run(seed=1)[1].equals(run(seed=2)[1])
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dlopt_helpers.page.exercises import NOT_ANSWERED, Check
+from dlopt_helpers.page.exercises import NOT_ANSWERED, Check, Goal
 
 
 def mean_and_spread(x):
@@ -66,3 +66,46 @@ def test_inputs_are_fresh():
     check.judge(lambda x: seen.append(x.copy()) or mean_and_spread(x))
     check.judge(lambda x: seen.append(x.copy()) or mean_and_spread(x))
     assert len({x.tobytes() for x in seen}) == len(seen)
+
+
+goal = Goal(
+    lambda x: x + 1,
+    lambda rng: {"x": rng.normal(size=3)},
+    {"That is below.": lambda x: x - 1},
+    praise="Above.",
+    reached=lambda result, x: "" if np.shape(result) == (3,) and all(result > x) else "Not above.",
+)
+
+
+@pytest.mark.parametrize("above", [0.1, 1.0, np.arange(1, 4)])
+def test_a_goal_has_many_right_answers(above):
+    assert goal.judge(lambda x: x + above) == (True, "✓ Correct. Above.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda x: x - 1, "That is below."),
+        (lambda x: x - 2, "Not above."),
+        (lambda x: "a", "Not above."),
+        (lambda x: None, "is a `return` missing"),
+        (lambda x: x.sort() or x + 1, "in place"),
+        (lambda: 0, "stopped with TypeError"),
+        (3.0, "a function is asked for"),
+    ],
+)
+def test_a_goal_missed_gets_its_hint(answer, hint):
+    verdict, line = goal.judge(answer)
+    assert verdict is False
+    assert line.startswith("✗")
+    assert hint in line
+
+
+def test_a_goal_has_to_be_reached_on_every_draw():
+    calls = iter(range(99))
+    assert goal.judge(lambda x: x + (1 if next(calls) < 4 else -2)) == (False, "✗ Not above.")
+
+
+@pytest.mark.parametrize("answer", [..., lambda x: ..., raises])
+def test_a_goals_stub_is_not_answered(answer):
+    assert goal.judge(answer) == (None, NOT_ANSWERED)

@@ -1,0 +1,35 @@
+"""Independent jobs, spread over processes."""
+
+import os
+
+import joblib
+
+from dlopt_helpers.lab.training import progress
+
+
+def spread(jobs, what):
+    """Run ``jobs``, a list of ``joblib.delayed`` calls, and return their results in order.
+
+    ``joblib.parallel_config(n_jobs=4)`` spreads them over cores (``DLOPT_JOBS=4`` in the environment
+    does it for all), and ``backend="dask"`` or ``"ray"`` over a cluster.
+
+    Args:
+      jobs: the calls; none may wait for another.
+      what: the name of the progress bar.
+
+    Raises:
+      ValueError: if ``DLOPT_JOBS`` is no whole number >= 1.
+
+    Example:
+      >>> spread([joblib.delayed(abs)(n) for n in (-1, 2)], "sizes")
+      [1, 2]
+    """
+    return joblib.Parallel(_processes(len(jobs)))(progress(jobs, what))
+
+
+def _processes(jobs):
+    """Return what ``DLOPT_JOBS`` says and ``jobs`` need, or None, which leaves it to joblib."""
+    said = os.environ.get("DLOPT_JOBS")
+    if said and not (said.isdecimal() and int(said) >= 1):
+        raise ValueError(f"DLOPT_JOBS={said!r} is not allowed: it must be a whole number >= 1")
+    return min(int(said), jobs) if said else None
