@@ -6,15 +6,26 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.functional import cross_entropy
 
-from dlopt_helpers.bridges.pruning_torch import make_permanent, prunable, prune
-from dlopt_helpers.chapters.pruning_runs import KEPT, METHODS, SEEDS, STEPS, dense, pruned
+from dlopt_helpers.bridges.pruning_torch import make_permanent, mask_units, prunable, prune, remove_units
+from dlopt_helpers.chapters.pruning_runs import (
+    KEPT,
+    METHODS,
+    SEEDS,
+    STEPS,
+    dense,
+    magnitude_masks,
+    pruned,
+    units,
+)
 from dlopt_helpers.chapters.pruning_speed import stored_speeds
 from dlopt_helpers.lab.data import mnist1d
+from dlopt_helpers.lab.models import keras_twin
 from dlopt_helpers.lab.summary import over_seeds
 from dlopt_helpers.lab.training import one_thread
 from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, PALETTE, RED, Choice, Explorer, Slider
-from dlopt_helpers.pruning import magnitude_mask, sparsity, threshold_for
+from dlopt_helpers.pruning import best_units, magnitude_mask, sparsity, threshold_for, unit_scores
 
 LAYERS = {"0": "first layer", "2": "second layer", "4": "output layer"}
 PERCENT = alt.Axis(format="%")
@@ -40,6 +51,86 @@ def cut(model, thresholds):
         thresholds = dict.fromkeys(weights, thresholds)
     masks = {name: magnitude_mask(weights[name], threshold) for name, threshold in thresholds.items()}
     return make_permanent(prune(copy.deepcopy(model), masks))
+
+
+# --- Does the mask hold, does removal change nothing? -----------------------------------------------
+
+WAYS_TO_MASK = ["cut once", "gradients masked too", "held"]
+
+
+@one_thread()
+def zeros_left(way, steps=20):
+    """Return the share of pruned weights that are still zero after some steps of SGD with momentum.
+
+    Args:
+      way: ``"cut once"``, ``"gradients masked too"`` or ``"held"``, which is :func:`prune`. The optimiser
+        has been at work before the cut, so there is momentum left.
+      steps: made after the cut.
+    """
+    model, (x, y) = dense("mlp512", 0), map(torch.from_numpy, mnist1d()[:2])
+    weights = [layer.weight for layer in model if isinstance(layer, torch.nn.Linear)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    masks, tensors = magnitude_masks(model, 0.9), []
+    for step in range(steps + 1):
+        optimizer.zero_grad()
+        cross_entropy(model(x[:500]), y[:500]).backward()
+        if step and way == "gradients masked too":
+            for w, mask in tensors:
+                w.grad *= mask
+        optimizer.step()
+        if step == 0 and way == "held":
+            prune(model, masks)
+        elif step == 0:
+            tensors = list(zip(weights, masks.values(), strict=True))
+            for w, mask in tensors:
+                w.data *= mask
+    now = prunable(model)
+    return np.mean([(now[n][mask == 0] == 0).double().mean() for n, mask in masks.items()])
+
+
+def _conv_with_batch_norm():
+    """Return a convolutional network whose batch norms have seen some batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [torch.nn.Unflatten(1, (1, 40))]
+        for inputs in (1, 16, 16):
+            conv = torch.nn.Conv1d(inputs, 16, 3, stride=2, padding=1)
+            layers += [conv, torch.nn.BatchNorm1d(16), torch.nn.ReLU()]
+        model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(80, 10))
+    for batch in np.split(mnist1d().x_train[:500], 5):
+        model(torch.from_numpy(batch))
+    return model.eval()
+
+
+def removal_differences():
+    """Return the largest difference of any output between silent and removed units, half of each layer.
+
+    One row for each network: MLP and CNN of the chapter, a CNN with batch norm, and the MLP in Keras.
+    """
+    x = mnist1d().x_test
+    rows = []
+    networks = {"mlp512": dense("mlp512", 0), "cnn64": dense("cnn64", 0)}
+    for name, model in (networks | {"cnn16, batch norm": _conv_with_batch_norm()}).items():
+        keep, inputs = units(model, 0.5), torch.from_numpy(x)
+        with torch.no_grad():
+            silent, removed = (f(model, keep)(inputs) for f in (mask_units, remove_units))
+        rows.append((name, "PyTorch", silent.numpy(), removed.numpy()))
+    rows.append(("mlp512", "Keras", *_in_keras(networks["mlp512"], x)))
+    return pd.DataFrame(
+        [(name, where, abs(a).max(), abs(a - b).max()) for name, where, a, b in rows],
+        columns=["network", "framework", "largest output", "difference"],
+    )
+
+
+def _in_keras(model, x):
+    from dlopt_helpers.bridges import pruning_keras as bridge
+
+    twin = keras_twin(model)
+    kernels = list(bridge.prunable(twin).items())[:-1]
+    keep = {
+        name: best_units(unit_scores(kernel, axis=-1, p=2), kernel.shape[-1] // 2) for name, kernel in kernels
+    }
+    return [f(twin, keep).predict(x, verbose=0) for f in (bridge.mask_units, bridge.remove_units)]
 
 
 # --- The threshold --------------------------------------------------------------------------------
@@ -222,7 +313,7 @@ def methods_explorer(runs):
             scale=alt.Scale(type="log", domain=[1.8, 56], nice=False),
             axis=alt.Axis(values=[2, 5, 10, 20, 50]),
         )
-        whole = alt.Scale(domain=[0, 1])
+        whole = alt.Scale(domainMin=0, domainMax=alt.ExprRef("network == 'mlp512' ? 0.8 : 1"), nice=False)
         height = alt.Y("final:Q", title="accuracy at the end", axis=PERCENT, scale=whole)
         ends = runs.transform_filter("datum.step == 0 && datum.network == network")
         lines = ends.mark_line(point=True).encode(

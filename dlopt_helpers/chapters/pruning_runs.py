@@ -20,7 +20,15 @@ from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import cnn, mlp
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import one_thread, train
-from dlopt_helpers.pruning import best_units, iterative, magnitude_mask, one_shot, threshold_for, unit_scores
+from dlopt_helpers.pruning import (
+    best_units,
+    iterative,
+    magnitude_mask,
+    n_of_m_mask,
+    one_shot,
+    threshold_for,
+    unit_scores,
+)
 
 WIDTHS = {"mlp512": 512, "cnn64": 64}
 RATES = {"mlp512": 0.2, "cnn64": 0.1}
@@ -162,6 +170,21 @@ def prunings(networks=tuple(WIDTHS), seeds=SEEDS):
 def _table(function, networks, seeds):
     jobs = [joblib.delayed(function)(network, seed) for network in networks for seed in seeds]
     return pd.concat(spread(jobs, "networks"), ignore_index=True)
+
+
+@memoise
+def _two_of_four(network, seed):
+    model = dense(network, seed)
+    accuracies = {"dense": fresh_accuracy(model)}
+    prune(model, {name: n_of_m_mask(w) for name, w in prunable(model).items()})
+    accuracies["cut"] = fresh_accuracy(model)
+    accuracies["retrained"] = trained_on(model, network, seed + 1).final.iloc[-1]
+    return pd.DataFrame([{**accuracies, "network": network, "seed": seed}])
+
+
+def two_of_four(networks=("mlp512",), seeds=SEEDS):
+    """Keep two of each four neighbouring weights and train on; fresh accuracy, one row for each seed."""
+    return _table(_two_of_four, networks, seeds)
 
 
 # --- units ---------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def stored_speeds():
 
 
 @one_thread()
-def speeds(networks=tuple(NETWORKS), device="cpu", repeats=30):
+def speeds(networks=tuple(NETWORKS), device="cpu", repeats=20):
     """Measure each way to run a pruned network beside the dense one, on one thread; about two minutes.
 
     What the weights have learned plays no part, so they are the initial ones.
@@ -60,7 +60,7 @@ def _speeds(network, device, repeats):
 @torch.inference_mode()
 def _faster(dense, model, x, repeats):
     one, other = (finished(functools.partial(m, x), x.device) for m in (dense, model))
-    return ratios(one, other, repeats, calls=max(1, 2_000 // len(x)))
+    return ratios(one, other, repeats, calls=max(1, 500 // len(x)))
 
 
 def variants(network):

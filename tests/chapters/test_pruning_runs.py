@@ -1,0 +1,119 @@
+"""The trainings of chapter 3.3 do what they are called, tried on a few steps."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlopt_helpers.bridges.pruning_torch import prunable
+from dlopt_helpers.chapters import pruning_runs as module
+from dlopt_helpers.pruning import sparsity
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Few steps, small networks, nothing on disk, and each network that was trained."""
+    monkeypatch.setattr(module, "WIDTHS", {"mlp512": 16, "cnn64": 8})
+    monkeypatch.setattr(module, "STEPS", 12)
+    monkeypatch.setattr(module, "ROUND_STEPS", 2)
+    monkeypatch.setattr(module, "_dense_weights", module._dense_weights.__wrapped__)
+    trained, train = [], module.train
+
+    def noted(model, *arguments, **more):
+        trained.append(model)
+        return train(model, *arguments, **more)
+
+    monkeypatch.setattr(module, "train", noted)
+    return trained
+
+
+def kept(model):
+    return {name: w != 0 for name, w in prunable(model).items()}
+
+
+@pytest.mark.parametrize("network", module.WIDTHS)
+@pytest.mark.parametrize("method", ["in rounds", "one shot", "random", "ticket", "from scratch"])
+def test_the_mask_holds_to_the_end(short, network, method):
+    run = module.pruned(network, method, 0.8, seed=1)
+    assert sparsity(*prunable(short[-1]).values()) == pytest.approx(0.8, abs=0.01)
+    steps = 24 if method in ("ticket", "from scratch") else 12
+    assert run.step.max() == steps and run.step.is_monotonic_increasing
+    assert len(short) == 1 + (5 if method == "in rounds" else 1)
+    assert run.final.nunique() == 1 and run.final.iloc[0] == module.fresh_accuracy(short[-1])
+
+
+def test_random_keeps_as_many_in_each_layer_and_others():
+    model = module.untrained("mlp512", 0, width=32)
+    by_size, by_lot = module.magnitude_masks(model, 0.9), module.random_masks(model, 0.9, seed=0)
+    for name, mask in by_size.items():
+        assert mask.sum() == by_lot[name].sum()
+        assert not torch.equal(mask, by_lot[name])
+    assert torch.equal(by_lot["2"], module.random_masks(model, 0.9, seed=0)["2"])
+
+
+def test_ticket_and_fresh_start_have_the_mask_of_one_shot(short):
+    masks = module.magnitude_masks(module.dense("mlp512", 1), 0.8)
+    first = {}
+    for method in ("one shot", "ticket", "from scratch"):
+        module.pruned("mlp512", method, 0.8, seed=1)
+        first[method] = kept(short[-1])
+    for method, found in first.items():
+        for name, mask in masks.items():
+            assert torch.equal(found[name], mask == 1), method
+
+
+def test_ticket_starts_from_the_weights_that_the_network_started_from(short, monkeypatch):
+    started = []
+    monkeypatch.setattr(module, "trained_on", lambda model, *a, **k: started.append(model) or pd.DataFrame())
+    for method in ("ticket", "from scratch"):
+        module.pruned("mlp512", method, 0.5, seed=3)
+    _, ticket, _, scratch = started  # each after the training that its mask is taken from
+    initial = module.untrained("mlp512", 3)
+    mask = kept(ticket)["2"]
+    assert torch.equal(ticket[2].weight[mask], initial[2].weight[mask])
+    assert not torch.equal(scratch[2].weight[mask], initial[2].weight[mask])
+
+
+def test_rounds_cut_more_each_time(short):
+    seen = []
+    model = module.dense("mlp512", 0)
+    rounds = [lambda m, c=c: c(m) and seen.append(sparsity(*prunable(m).values())) for c in
+              module._rounds("in rounds", 0.95, 0)]  # fmt: skip
+    module.trained_on(model, "mlp512", 0, rounds=rounds)
+    np.testing.assert_allclose(seen, 1 - 0.05 ** (np.arange(1, 6) / 5), atol=0.01)
+
+
+def test_all_prunings(short, monkeypatch):
+    monkeypatch.setattr(module, "_prunings", module._prunings.__wrapped__)
+    monkeypatch.setattr(module, "SPARSITIES", [0.5])
+    monkeypatch.setattr(module, "TICKETS", [0.5])
+    runs = module.prunings(["cnn64"], [0, 1])
+    assert len(runs.groupby(["network", "method", "sparsity", "seed"])) == 2 * (1 + 4 + 2)
+    assert set(runs.query("method == 'cut'").step) == {0}
+
+
+def test_removals_are_smaller_networks(short, monkeypatch):
+    monkeypatch.setattr(module, "_removals", module._removals.__wrapped__)
+    monkeypatch.setattr(module, "KEPT", [0.5])
+    found = module.removals(["mlp512"], [0])
+    assert found.parameters.iloc[0] == 40 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
+    assert {"L1", "L2", "activation", "retrained", "from scratch"} <= set(found)
+    pruned, scratch = short[-2:]
+    assert [p.shape for p in pruned.parameters()] == [p.shape for p in scratch.parameters()]
+
+
+def test_units_by_activity_are_those_that_are_active(short):
+    model = module.untrained("mlp512", 0)
+    with torch.no_grad():
+        model[0].bias[3] = 100.0
+        model[0].bias[5] = -100.0
+    kept = module.units(model, 0.5, "activation")
+    assert 3 in kept["0"] and 5 not in kept["0"] and set(kept) == {"0", "2"}
+
+
+def test_two_of_four(short, monkeypatch):
+    monkeypatch.setattr(module, "_two_of_four", module._two_of_four.__wrapped__)
+    found = module.two_of_four(seeds=[0])
+    assert {"dense", "cut", "retrained"} <= set(found)
+    for w in prunable(short[-1]).values():
+        assert ((w.view(-1, 4) != 0).sum(axis=1) == 2).all()
