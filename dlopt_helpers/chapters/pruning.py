@@ -218,7 +218,13 @@ def threshold_explorer(retrained):
             )
         )
         part = alt.Y("part:N", title=None, sort=["all layers", *LAYERS.values()])
-        share = alt.X("pruned:Q", title="pruned", axis=PERCENT, scale=alt.Scale(domain=[0, 1]))
+        # Room for the number beside a full bar.
+        share = alt.X(
+            "pruned:Q",
+            title="pruned",
+            axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
+            scale=alt.Scale(domain=[0, 1.3], nice=False),
+        )
         bars = chosen.mark_bar().encode(
             x=share,
             y=part,
@@ -274,6 +280,8 @@ def _retrained_dots(runs, weights):
 # --- How and how much -----------------------------------------------------------------------------
 
 SETTING = ["network", "method", "sparsity"]
+# The range of the chosen network's accuracies.
+FROM_ZERO = alt.Scale(domainMin=0, domainMax=alt.ExprRef("network == 'mlp512' ? 0.8 : 1"), nice=False)
 
 
 def final_accuracy(runs):
@@ -313,8 +321,7 @@ def methods_explorer(runs):
             scale=alt.Scale(type="log", domain=[1.8, 56], nice=False),
             axis=alt.Axis(values=[2, 5, 10, 20, 50]),
         )
-        whole = alt.Scale(domainMin=0, domainMax=alt.ExprRef("network == 'mlp512' ? 0.8 : 1"), nice=False)
-        height = alt.Y("final:Q", title="accuracy at the end", axis=PERCENT, scale=whole)
+        height = alt.Y("final:Q", title="accuracy at the end", axis=PERCENT, scale=FROM_ZERO)
         ends = runs.transform_filter("datum.step == 0 && datum.network == network")
         lines = ends.mark_line(point=True).encode(
             x=fewer,
@@ -326,7 +333,7 @@ def methods_explorer(runs):
         untouched = untouched.mark_rule(strokeDash=[5, 4]).encode(y="final:Q")
         here = chosen.transform_filter("datum.step == 0").mark_circle(size=160, opacity=1)
         step = alt.X("step:Q", title="step after the cut", scale=alt.Scale(domain=[0, STEPS]))
-        accuracy = alt.Y("accuracy:Q", title="test accuracy", axis=PERCENT, scale=whole)
+        accuracy = alt.Y("accuracy:Q", title="test accuracy", axis=PERCENT, scale=FROM_ZERO)
         band = chosen.mark_area(opacity=0.2).encode(x=step, y="low:Q", y2="high:Q", color=unnamed)
         line = chosen.mark_line(point=True).encode(x=step, y=accuracy, color=unnamed)
         return untouched + lines + here.encode(x=fewer, y=height, color=unnamed), band + line
@@ -373,7 +380,7 @@ def _savings(speeds):
             **{f"time, batch {row.batch:,}": row.faster for row in rows.itertuples()},
         }
         yield pd.DataFrame({"what": list(saved), "value": list(saved.values())}).assign(
-            network=network, kept=float(variant.split()[0]) / 100, kind="cost"
+            network=network, kept=float(variant.split()[1]) / 100, kind="cost"
         )
 
 
@@ -397,7 +404,7 @@ def units_explorer(removals, runs):
             scale=alt.Scale(type="log", domain=[0.045, 0.55], nice=False),
             axis=alt.Axis(values=KEPT, format="%"),
         )
-        height = alt.Y("value:Q", title="accuracy", axis=PERCENT, scale=alt.Scale(domain=[0, 1]))
+        height = alt.Y("value:Q", title="accuracy", axis=PERCENT, scale=FROM_ZERO)
         points = runs.transform_filter("datum.kind == 'accuracy' && datum.network == network")
         lines = points.mark_line(point=True).encode(x=kept, y=height, color=way)
         here = chosen.transform_filter("datum.kind == 'accuracy'").mark_circle(size=160, opacity=1)
@@ -405,7 +412,7 @@ def units_explorer(removals, runs):
         untouched = untouched.mark_rule(strokeDash=[5, 4]).encode(y="final:Q")
         saved = alt.X(
             "value:Q",
-            title="times less than the dense network",
+            title="times less",
             scale=alt.Scale(type="log", domain=[0.8, 300], nice=False),
             axis=alt.Axis(values=[1, 3, 10, 30, 100], format="~g"),
         )

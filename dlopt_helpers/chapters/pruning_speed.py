@@ -66,10 +66,10 @@ def _faster(dense, model, x, repeats):
 def variants(network):
     """Return the dense network and the ways to run it with fewer weights, by their names."""
     make = NETWORKS[network]
-    few = {"dense": make(1.0), "masked, 90 %": _sparse(make(1.0), 0.9)}
+    few = {"dense": make(1.0), "masked 90 %": _sparse(make(1.0), 0.9)}
     if network != "cnn64":
-        few |= {f"CSR, {percent} %": to_csr(_sparse(make(1.0), percent / 100)) for percent in (90, 95, 98)}
-    return few | {f"{100 * share:.0f} % of the units": make(share) for share in SHARES}
+        few |= {f"CSR {percent} %": to_csr(_sparse(make(1.0), percent / 100)) for percent in (90, 95, 98)}
+    return few | {f"units {100 * share:.0f} %": make(share) for share in SHARES}
 
 
 def _sparse(model, sparsity):
@@ -90,10 +90,13 @@ def _work(model):
 def table(speeds):
     """Return the speeds as the chapter shows them: a row per variant, a column per batch size."""
     each = zip(speeds.faster, speeds.low, speeds.high, strict=True)
-    shown = speeds.assign(
-        faster=[f"{median:.2g} ({low:.2g} to {high:.2g})" for median, low, high in each],
+    shown = speeds.assign(  # spaces that do not break keep a cell on one line
+        faster=[f"{median:.2g}\xa0({low:.2g}–{high:.2g})" for median, low, high in each],
+        variant=speeds.variant.str.replace(" ", "\xa0"),
+        multiplications=speeds.multiplications.map("{:,}".format),
         kB=(speeds.bytes / 1e3).map("{:,.0f}".format),
-        batch=speeds.batch.map("batch {}".format),
+        batch=speeds.batch.map("batch\xa0{:,}".format),
     )
     rows = ["network", "variant", "multiplications", "kB"]
-    return shown.set_index([*rows, "batch"]).faster.unstack(sort=False)
+    wide = shown.set_index([*rows, "batch"]).faster.unstack(sort=False).reset_index()
+    return wide.rename_axis(columns=None).set_index("network")

@@ -149,8 +149,8 @@ def test_units_rows():
     )
     columns = ["network", "variant", "batch", "faster", "bytes", "multiplications"]
     speeds = pd.DataFrame(
-        [("mlp512", "dense", 1, 1.0, 1_000, 800), ("mlp512", "25 % of the units", 1, 2.0, 100, 50),
-         ("mlp512", "25 % of the units", 64, 5.0, 100, 50)], columns=columns)  # fmt: skip
+        [("mlp512", "dense", 1, 1.0, 1_000, 800), ("mlp512", "units 25 %", 1, 2.0, 100, 50),
+         ("mlp512", "units 25 %", 64, 5.0, 100, 50)], columns=columns)  # fmt: skip
     rows = chapter.units_rows(removals, speeds).set_index(["kind", "kept", "what"]).value.sort_index()
     assert rows["accuracy", 0.25, "cut"] == 0.55 and rows["accuracy", 0.5, "retrained"] == 0.7
     assert dict(rows["cost", 0.25]) == {
