@@ -311,7 +311,7 @@ def methods_explorer(runs):
     """Return the explorer of accuracy against the share of weights pruned, with the runs behind it."""
     dense = _dense_accuracy(runs)
     scale = alt.Scale(domain=METHODS, range=PALETTE[: len(METHODS)])
-    legend = alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1)
+    legend = alt.Legend(orient="bottom", columns=3, symbolType="stroke", symbolOpacity=1)
     method, unnamed = (alt.Color("method:N", title=None, scale=scale, legend=one) for one in (legend, None))
 
     def draw(runs, chosen):

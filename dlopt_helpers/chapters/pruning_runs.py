@@ -22,6 +22,7 @@ from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import one_thread, train
 from dlopt_helpers.pruning import (
     best_units,
+    cubic,
     iterative,
     magnitude_mask,
     n_of_m_mask,
@@ -34,11 +35,12 @@ WIDTHS = {"mlp512": 512, "cnn64": 64}
 RATES = {"mlp512": 0.2, "cnn64": 0.1}
 STEPS = 1_000
 SEEDS = range(5)
-METHODS = ["in rounds", "one shot", "random", "cut"]
+METHODS = ["in rounds", "gradual", "one shot", "random", "cut"]
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 TICKETS = [0.8, 0.95]
 KEPT = [0.5, 0.25, 0.1, 0.05]
-ROUNDS, ROUND_STEPS = 5, 120
+CUTTING = 600  # of the steps after the first cut, where cuts are several; the rest only train
+SCHEDULES = {"in rounds": (iterative, 5), "gradual": (cubic, 20)}
 
 
 def untrained(network, seed, width=None):
@@ -69,18 +71,19 @@ def trained_on(model, network, seed, steps=None, rounds=()):
       network: its name, which decides the learning rate.
       seed: of the order of the examples.
       steps: ``STEPS`` unless given.
-      rounds: functions of ``model``, called before the first step and then each after ``ROUND_STEPS``.
+      rounds: functions of ``model``, called one after another during the first ``CUTTING`` steps.
     """
     steps = steps or STEPS
     optimizer = torch.optim.SGD(model.parameters(), RATES[network], momentum=0.9, fused=True)
     schedule, runs, done = CosineAnnealingLR(optimizer, steps), [], 0
     for number, change in enumerate(rounds or [lambda model: None]):
         change(model)
-        part = ROUND_STEPS if number + 1 < len(rounds) else steps - done
+        part = CUTTING // len(rounds) if number + 1 < len(rounds) else steps - done
         run = train(model, optimizer, mnist1d(), part, seed=100 * seed + number, schedule=schedule, every=100)
         runs.append(run.assign(step=run.step + done))
         done += part
-    return pd.concat(runs, ignore_index=True).assign(final=fresh_accuracy(model))
+    runs = pd.concat(runs).drop_duplicates("step", keep="last", ignore_index=True)  # after a cut, not before
+    return runs.assign(final=fresh_accuracy(model))
 
 
 @one_thread()
@@ -117,8 +120,9 @@ def _cut(masks_of, sparsity):
 
 def _rounds(method, sparsity, seed):
     """Return what a method does to a trained network, round by round."""
-    if method == "in rounds":
-        return [_cut(magnitude_masks, iterative(r / ROUNDS, sparsity)) for r in range(1, ROUNDS + 1)]
+    if method in SCHEDULES:
+        schedule, n = SCHEDULES[method]
+        return [_cut(magnitude_masks, schedule(r / n, sparsity)) for r in range(1, n + 1)]
     masks_of = functools.partial(random_masks, seed=seed) if method == "random" else magnitude_masks
     return [_cut(masks_of, one_shot(0.0, sparsity))]
 
@@ -160,9 +164,9 @@ def prunings(networks=tuple(WIDTHS), seeds=SEEDS):
     Returns:
       One row per network, method, sparsity, seed and measured step, with the columns of
       :func:`~dlopt_helpers.lab.training.train` and ``final``. The methods are ``dense`` (nothing is cut),
-      ``cut`` (nothing is trained after it), ``one shot``, ``in rounds``, ``random``; and, 2,000 steps
-      with the mask of ``one shot``, ``ticket`` (from the weights that the network once started from) and
-      ``from scratch`` (from others).
+      ``cut`` (nothing is trained after it), ``one shot``, ``in rounds``, ``gradual``, ``random``; and, 2,000
+      steps with the mask of ``one shot``, ``ticket`` (from the weights that the network once started from)
+      and ``from scratch`` (from others).
     """
     return _table(_prunings, networks, seeds)
 

@@ -66,7 +66,7 @@ def test_zeros_left_only_where_the_mask_is_held():
 def test_removal_differences():
     found = chapter.removal_differences()
     assert list(found.framework) == ["PyTorch"] * 3 + ["Keras"]
-    assert (found.difference < 1e-6 * found["largest output"]).all() and (found.difference > 0).any()
+    assert (found.difference < 3e-6 * found["largest output"]).all() and (found.difference > 0).any()
 
 
 # --- explorers -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 
 from dlopt_helpers.bridges.pruning_torch import prunable
 from dlopt_helpers.chapters import pruning_runs as module
-from dlopt_helpers.pruning import sparsity
+from dlopt_helpers.pruning import cubic, iterative, sparsity
 
 
 @pytest.fixture
@@ -15,7 +15,8 @@ def short(monkeypatch):
     """Few steps, small networks, nothing on disk, and each network that was trained."""
     monkeypatch.setattr(module, "WIDTHS", {"mlp512": 16, "cnn64": 8})
     monkeypatch.setattr(module, "STEPS", 12)
-    monkeypatch.setattr(module, "ROUND_STEPS", 2)
+    monkeypatch.setattr(module, "CUTTING", 10)
+    monkeypatch.setattr(module, "SCHEDULES", {"in rounds": (iterative, 5), "gradual": (cubic, 5)})
     monkeypatch.setattr(module, "_dense_weights", module._dense_weights.__wrapped__)
     trained, train = [], module.train
 
@@ -32,13 +33,13 @@ def kept(model):
 
 
 @pytest.mark.parametrize("network", module.WIDTHS)
-@pytest.mark.parametrize("method", ["in rounds", "one shot", "random", "ticket", "from scratch"])
+@pytest.mark.parametrize("method", ["in rounds", "gradual", "one shot", "random", "ticket", "from scratch"])
 def test_the_mask_holds_to_the_end(short, network, method):
     run = module.pruned(network, method, 0.8, seed=1)
     assert sparsity(*prunable(short[-1]).values()) == pytest.approx(0.8, abs=0.01)
     steps = 24 if method in ("ticket", "from scratch") else 12
     assert run.step.max() == steps and run.step.is_monotonic_increasing
-    assert len(short) == 1 + (5 if method == "in rounds" else 1)
+    assert len(short) == 1 + (5 if method in ("in rounds", "gradual") else 1)
     assert run.final.nunique() == 1 and run.final.iloc[0] == module.fresh_accuracy(short[-1])
 
 
@@ -74,13 +75,23 @@ def test_ticket_starts_from_the_weights_that_the_network_started_from(short, mon
     assert not torch.equal(scratch[2].weight[mask], initial[2].weight[mask])
 
 
-def test_rounds_cut_more_each_time(short):
-    seen = []
-    model = module.dense("mlp512", 0)
-    rounds = [lambda m, c=c: c(m) and seen.append(sparsity(*prunable(m).values())) for c in
-              module._rounds("in rounds", 0.95, 0)]  # fmt: skip
-    module.trained_on(model, "mlp512", 0, rounds=rounds)
-    np.testing.assert_allclose(seen, 1 - 0.05 ** (np.arange(1, 6) / 5), atol=0.01)
+@pytest.mark.parametrize(
+    "method, kept",
+    [
+        ("in rounds", 0.05 ** (np.arange(1, 6) / 5)),
+        ("gradual", 1 - 0.95 * (1 - (1 - np.arange(1, 6) / 5) ** 3)),
+    ],
+)
+def test_schedules_cut_more_each_time(short, method, kept):
+    model, seen = module.dense("mlp512", 0), []
+
+    def noted(cut):
+        return lambda model: seen.append(sparsity(*prunable(cut(model)).values()))
+
+    rounds = [noted(cut) for cut in module._rounds(method, 0.95, 0)]
+    run = module.trained_on(model, "mlp512", 0, rounds=rounds)
+    np.testing.assert_allclose(seen, 1 - kept, atol=0.01)
+    assert set(run.step) == {0, 2, 4, 6, 8, 12}  # the last cut is made at step 8, and held to the end
 
 
 def test_all_prunings(short, monkeypatch):
@@ -88,7 +99,7 @@ def test_all_prunings(short, monkeypatch):
     monkeypatch.setattr(module, "SPARSITIES", [0.5])
     monkeypatch.setattr(module, "TICKETS", [0.5])
     runs = module.prunings(["cnn64"], [0, 1])
-    assert len(runs.groupby(["network", "method", "sparsity", "seed"])) == 2 * (1 + 4 + 2)
+    assert len(runs.groupby(["network", "method", "sparsity", "seed"])) == 2 * (1 + 5 + 2)
     assert set(runs.query("method == 'cut'").step) == {0}
 
 
