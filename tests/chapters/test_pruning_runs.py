@@ -52,6 +52,22 @@ def test_random_keeps_as_many_in_each_layer_and_others():
     assert torch.equal(by_lot["2"], module.random_masks(model, 0.9, seed=0)["2"])
 
 
+def test_random_cuts_at_random(short):
+    module.pruned("mlp512", "random", 0.8, seed=1)
+    by_size = module.magnitude_masks(module.dense("mlp512", 1), 0.8)
+    found = kept(short[-2])  # the last is that of the line above
+    assert found["2"].sum() == by_size["2"].sum() and not torch.equal(found["2"], by_size["2"] == 1)
+
+
+def test_a_row_at_a_cut_tells_what_is_left_after_it(short):
+    def emptied(model):
+        for p in model.parameters():
+            p.data.zero_()
+
+    run = module.trained_on(module.dense("mlp512", 0), "mlp512", 0, rounds=[lambda model: None, emptied])
+    assert run.set_index("step").loss[5] == pytest.approx(np.log(10))  # all ten classes alike
+
+
 def test_ticket_and_fresh_start_have_the_mask_of_one_shot(short):
     masks = module.magnitude_masks(module.dense("mlp512", 1), 0.8)
     first = {}
