@@ -38,9 +38,8 @@ def magnitude_mask(w, threshold):
     References:
       Han et al. 2015, "Learning both weights and connections for efficient neural networks".
     """
-    _require_finite("w", w)
-    if threshold != math.inf:
-        require("threshold", threshold, "a number >= 0", lambda x: x >= 0)
+    _require_numbers("w", w)
+    _require_threshold(threshold)
     return anp.astype(abs(w) >= threshold, autoray.get_dtype_name(w))
 
 
@@ -67,14 +66,13 @@ def threshold_for(sparsity, *weights):
       >>> threshold_for(0.5, np.array([0.3, -0.5]), np.array([0.1, 0.2]))
       0.3
     """
-    require("sparsity", sparsity, "a number in [0, 1]", lambda x: (x >= 0) & (x <= 1))
-    for w in weights:
-        _require_finite("weights", w)
-    if not sum(map(anp.size, weights)):
-        raise ValueError("weights is empty: give at least one array that holds a number")
-    magnitudes = anp.sort(anp.concatenate([abs(anp.ravel(w)) for w in weights]))
-    k = round(sparsity * anp.size(magnitudes))
-    return float(magnitudes[k]) if k < anp.size(magnitudes) else math.inf
+    _require_share("sparsity", sparsity)
+    _require_numbers("weights", *weights)
+    magnitudes = [abs(anp.ravel(w)) for w in weights]
+    magnitudes = anp.sort(anp.concatenate(magnitudes))
+    n = anp.size(magnitudes)
+    k = round(sparsity * n)
+    return float(magnitudes[k]) if k < n else math.inf
 
 
 def n_of_m_mask(w, n=2, m=4):
@@ -101,7 +99,7 @@ def n_of_m_mask(w, n=2, m=4):
     References:
       Mishra et al. 2021, "Accelerating sparse deep neural networks".
     """
-    _require_finite("w", w)
+    _require_numbers("w", w)
     length = w.shape[-1]
     require("m", m, f"a divisor of {length}, the last axis of w", lambda m: m > 0 and length % m == 0)
     require("n", n, f"a whole number in [1, {m}]", lambda n: 1 <= n <= m and n % 1 == 0)
@@ -150,10 +148,10 @@ def unit_scores(x, axis, p=1):
       Li et al. 2017, "Pruning filters for efficient ConvNets" (L1); Hu et al. 2016, "Network trimming"
       (activations).
     """
-    _require_finite("x", x)
+    _require_numbers("x", x)
     axes = anp.ndim(x)
-    require("axis", axis, f"a whole number in [{-axes}, {axes})", lambda a: a in range(-axes, axes))
-    require("p", p, "1 or 2", lambda p: p in (1, 2))
+    _require_one_of(range(-axes, axes), "axis", axis)
+    _require_one_of([1, 2], "p", p)
     others = tuple(i for i in range(axes) if i != axis % axes)
     return anp.mean(abs(x) ** p, axis=others) ** (1 / p)
 
@@ -173,7 +171,7 @@ def best_units(scores, keep):
       >>> best_units(np.array([0.2, 0.9, 0.1, 0.5]), keep=2)
       [1, 3]
     """
-    _require_finite("scores", scores)
+    _require_numbers("scores", scores)
     n = anp.size(scores)
     require("keep", keep, f"a whole number in [1, {n}]", lambda k: 1 <= k <= n and k % 1 == 0)
     return sorted(int(i) for i in anp.argsort(-scores)[: int(keep)])
@@ -193,17 +191,17 @@ def one_shot(progress, final):
 def iterative(progress, final):
     r"""Return the sparsity after a share of the rounds, each of which prunes the same share of what is left.
 
-    .. math:: s(p) = 1 - (1 - s_\text{final})^{p}
+    .. math:: s(t) = 1 - (1 - s_\text{final})^{t}
 
     Args:
-      progress: :math:`p` in [0, 1], rounds done over all rounds.
+      progress: :math:`t` in [0, 1], rounds done over all rounds.
       final: :math:`s_\text{final}` in [0, 1].
 
     Raises:
       ValueError: if an argument lies outside [0, 1].
 
     Example:
-      >>> [round(iterative(p, final=0.75), 3) for p in (0.0, 0.5, 1.0)]
+      >>> [round(iterative(t, final=0.75), 3) for t in (0.0, 0.5, 1.0)]
       [0.0, 0.5, 0.75]
 
     References:
@@ -216,17 +214,17 @@ def iterative(progress, final):
 def cubic(progress, final):
     r"""Return the sparsity that rises fast while much is left to choose from, and slowly at the end.
 
-    .. math:: s(p) = s_\text{final}\,\bigl(1 - (1 - p)^3\bigr)
+    .. math:: s(t) = s_\text{final}\,\bigl(1 - (1 - t)^3\bigr)
 
     Args:
-      progress: :math:`p` in [0, 1], steps done over all steps of the schedule.
+      progress: :math:`t` in [0, 1], steps done over all steps of the schedule.
       final: :math:`s_\text{final}` in [0, 1].
 
     Raises:
       ValueError: if an argument lies outside [0, 1].
 
     Example:
-      >>> [round(cubic(p, final=0.8), 3) for p in (0.0, 0.5, 1.0)]
+      >>> [round(cubic(t, final=0.8), 3) for t in (0.0, 0.5, 1.0)]
       [0.0, 0.7, 0.8]
 
     References:
@@ -237,10 +235,25 @@ def cubic(progress, final):
 
 
 def _require_schedule(progress, final):
-    for name, value in (("progress", progress), ("final", final)):
-        require(name, value, "a number in [0, 1]", lambda x: (x >= 0) & (x <= 1))
+    _require_share("progress", progress)
+    _require_share("final", final)
 
 
-def _require_finite(name, x):
-    if not anp.all(anp.isfinite(x)):
+def _require_share(name, value):
+    require(name, value, "a number in [0, 1]", lambda x: (x >= 0) & (x <= 1))
+
+
+def _require_threshold(threshold):
+    if threshold != math.inf:
+        require("threshold", threshold, "a number >= 0", lambda x: x >= 0)
+
+
+def _require_one_of(allowed, name, value):
+    require(name, value, f"one of {list(allowed)}", lambda x: x in allowed)
+
+
+def _require_numbers(name, *arrays):
+    if not sum(map(anp.size, arrays)):
+        raise ValueError(f"{name} is empty: give at least one number")
+    if not all(anp.all(anp.isfinite(x)) for x in arrays):
         raise ValueError(f"{name} holds a number that is not finite: nan and inf have no place in a ranking")
