@@ -62,7 +62,7 @@ test: $(READY) ## run every check, from lint to the built pages
 	$(call say,Tests of the package and the notebooks and the built pages)
 	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(BIN)/pytest
 	$(call say,Chapters in fresh kernels)
-	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 600 \
+	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
 	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
 

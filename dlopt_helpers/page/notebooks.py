@@ -59,7 +59,7 @@ def main(paths):
 
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+        NotebookClient(notebook, timeout=1_800, kernel_name="python3").execute()
         keep_claims(notebook)
         nbformat.write(notebook, path)
         print(f"{path}: {sum(bool(cell.get('outputs')) for cell in notebook.cells)} checked outputs stored")
