@@ -182,8 +182,9 @@ def threshold_explorer(retrained):
     dots = _retrained_dots(retrained, list(weights.values()))
 
     def draw(runs, chosen):
-        kept = alt.condition("abs(datum.w) >= threshold", alt.value(BLUE), alt.value(MUTED))
-        faint = alt.condition("abs(datum.w) >= threshold", alt.value(1), alt.value(0.3))
+        stays = "abs(datum.w) >= threshold"
+        kept = alt.condition(stays, alt.value(BLUE), alt.value(MUTED))
+        faint = alt.condition(stays, alt.value(1), alt.value(0.3))
         histogram = (
             alt.Chart(bins)
             .transform_filter(chosen_layer)
@@ -199,7 +200,7 @@ def threshold_explorer(retrained):
         )
         picture = (
             alt.Chart(cells)
-            .transform_filter(f"{chosen_layer} && abs(datum.w) >= threshold")
+            .transform_filter(chosen_layer)
             .mark_rect()
             .encode(
                 x=alt.X(
@@ -215,6 +216,7 @@ def threshold_explorer(retrained):
                     scale=alt.Scale(domain=list(range(CELLS))),
                 ),
                 color=alt.condition("datum.w > 0", alt.value(BLUE), alt.value(RED)),
+                opacity=alt.condition(stays, alt.value(1), alt.value(0)),
             )
         )
         part = alt.Y("part:N", title=None, sort=["all layers", *LAYERS.values()])

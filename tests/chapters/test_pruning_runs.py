@@ -13,6 +13,7 @@ from dlopt_helpers.pruning import cubic, iterative, sparsity
 @pytest.fixture
 def short(monkeypatch):
     """Few steps, small networks, nothing on disk, and each network that was trained."""
+    monkeypatch.delenv("DLOPT_JOBS", raising=False)  # other processes would know nothing of all this
     monkeypatch.setattr(module, "WIDTHS", {"mlp512": 16, "cnn64": 8})
     monkeypatch.setattr(module, "STEPS", 12)
     monkeypatch.setattr(module, "CUTTING", 10)
