@@ -136,7 +136,7 @@ def _in_keras(model, x):
 # --- The threshold --------------------------------------------------------------------------------
 
 THRESHOLDS = np.linspace(0, 0.4, 161)
-CELLS = 40  # units and inputs of the picture of a mask
+CELLS = 32  # units and inputs of the picture of a mask
 
 
 def threshold_rows(model, threshold):
