@@ -2,7 +2,7 @@
 
 Every network sees the same 2,000 steps, 1,000 before the cut and 1,000 after it, or 2,000 at once where
 nothing is cut; each training has its own cosine. Accuracy along the way is that on MNIST-1D's own test
-set; ``final`` is measured once, on 10,000 fresh examples that decide nothing.
+set; ``final`` is measured once, on 10,000 fresh examples.
 """
 
 import functools
