@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dlopt_helpers.bridges.pruning_torch import make_permanent, mask_units, prunable, prune, remove_units
+from dlopt_helpers.chapters import pruning_runs
 from dlopt_helpers.chapters.pruning_runs import (
     KEPT,
     METHODS,
@@ -31,12 +32,9 @@ LAYERS = {"0": "first layer", "2": "second layer", "4": "output layer"}
 PERCENT = alt.Axis(format="%")
 
 
-@one_thread()
-@torch.no_grad()
 def accuracy(model):
     """Return the share of MNIST-1D's 1,000 test examples that ``model`` gets right."""
-    x, y = map(torch.from_numpy, mnist1d()[2:])
-    return (model.eval()(x).argmax(-1) == y).double().mean().item()
+    return pruning_runs.accuracy(model, *mnist1d()[2:])
 
 
 def cut(model, thresholds):

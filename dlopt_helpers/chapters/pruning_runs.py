@@ -1,15 +1,14 @@
 """The trainings of chapter 3.3: networks cut in several ways and trained on, and their controls.
 
-Every network sees the same 2,000 steps, 1,000 before the cut and 1,000 after it, or 2,000 at once where
-nothing is cut; each training has its own cosine. Accuracy along the way is that on MNIST-1D's own test
-set; ``final`` is measured once, on 10,000 fresh examples.
+Every network that is trained on sees 2,000 steps: 1,000 dense and then 1,000 more, whether it is cut or
+not, or 2,000 at once where it starts small. Each training has its own cosine. Accuracy along the way is
+that on MNIST-1D's own test set; ``final`` is measured once, on 10,000 fresh examples.
 """
 
 import functools
 import itertools
 
 import joblib
-import numpy as np
 import pandas as pd
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -70,10 +69,10 @@ def trained_on(model, network, seed, steps=None, rounds=()):
       model: a network.
       network: its name, which decides the learning rate.
       seed: of the order of the examples.
-      steps: ``STEPS`` unless given.
+      steps: ``STEPS`` unless given; with 0 it is only measured.
       rounds: functions of ``model``, called one after another during the first ``CUTTING`` steps.
     """
-    steps = steps or STEPS
+    steps = STEPS if steps is None else steps
     optimizer = torch.optim.SGD(model.parameters(), RATES[network], momentum=0.9, fused=True)
     schedule, runs, done = CosineAnnealingLR(optimizer, steps), [], 0
     for number, change in enumerate(rounds or [lambda model: None]):
@@ -88,10 +87,14 @@ def trained_on(model, network, seed, steps=None, rounds=()):
 
 @one_thread()
 @torch.no_grad()
+def accuracy(model, x, y):
+    """Return the share of the examples ``x``, an array, that ``model`` gives the labels ``y``."""
+    return (model.eval()(torch.from_numpy(x)).argmax(-1) == torch.from_numpy(y)).double().mean().item()
+
+
 def fresh_accuracy(model):
     """Return the share of 10,000 fresh examples that ``model`` gets right."""
-    x, y = map(torch.from_numpy, fresh_test())
-    return (model.eval()(x).argmax(-1) == y).double().mean().item()
+    return accuracy(model, *fresh_test())
 
 
 # --- weights -------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def pruned(network, method, sparsity, seed):
         prune(sparse, magnitude_masks(model, sparsity))
         run = trained_on(sparse, network, seed + 1, 2 * STEPS)
     elif method == "cut":
-        run = _measured(prune(model, magnitude_masks(model, sparsity)))
+        run = trained_on(prune(model, magnitude_masks(model, sparsity)), network, seed, steps=0)
     else:
         rounds = _rounds(method, sparsity, seed) if sparsity else ()
         run = trained_on(model, network, seed + 1, rounds=rounds)
@@ -147,15 +150,6 @@ def _prunings(network, seed):
     settings = [("dense", 0.0), *itertools.product(METHODS, SPARSITIES)]
     settings += itertools.product(("ticket", "from scratch"), TICKETS)
     return pd.concat([pruned(network, *setting, seed) for setting in settings], ignore_index=True)
-
-
-def _measured(model):
-    """Return the one row of a network that is not trained any more."""
-    x, y = map(torch.from_numpy, mnist1d()[2:])
-    with torch.no_grad():
-        accuracy = (model(x).argmax(-1) == y).double().mean().item()
-    row = {"step": 0, "loss": np.nan, "accuracy": accuracy, "diverged": False, "final": fresh_accuracy(model)}
-    return pd.DataFrame([row])
 
 
 def prunings(networks=tuple(WIDTHS), seeds=SEEDS):
