@@ -66,14 +66,12 @@ check_mask = Check(
 
 @functools.cache
 def _rescaled():
-    """Return weights and biases of a trained network: its first layer small, its second one large.
+    """Return weights and biases of a trained network: its first layer small, its second one large."""
+    from dlopt_helpers.chapters.pruning import rescaled  # imports torch, as the next
+    from dlopt_helpers.chapters.pruning_runs import dense
 
-    ReLU passes a factor on, so every output is what it was before.
-    """
-    from dlopt_helpers.chapters.pruning_runs import dense  # imports torch
-
-    w1, b1, w2, b2, w3, b3 = (p.numpy() for p in dense("mlp512", seed=0).state_dict().values())
-    return [w1 / 10, w2 * 10, w3], [b1 / 10, b2, b3]
+    arrays = [p.numpy() for p in rescaled(dense("mlp512", seed=0)).state_dict().values()]
+    return arrays[::2], arrays[1::2]
 
 
 def _accuracy(weights):
