@@ -144,9 +144,9 @@ def temperature_explorer():
         initial={"temperature": 4.0, "example": list(chosen_ones)[2]},
         title="What a teacher knows beyond the label",
         caption=(
-            "Left: the teacher's probabilities for one test example, its label in blue. Middle: their "
-            "entropy, as a share of that of ten equal classes, and the gap between the two likeliest. Right: "
-            "the mean over 30 test examples of each label; the darker, the likelier."
+            "Bars: the teacher's probabilities for one test example, its label in blue. Curves: their "
+            "entropy, as a share of that of ten equal classes, and the gap between the two likeliest. "
+            "Squares: the mean over 30 test examples of each label; the stronger, the likelier."
         ),
     )
 
@@ -320,7 +320,7 @@ def transfer_explorer(runs):
             "unlabelled:Q",
             title="examples without labels",
             scale=alt.Scale(type="sqrt", domain=[0, 17_000], nice=False),
-            axis=alt.Axis(values=[0, 1_000, 4_000, 8_000, 16_000], format=","),
+            axis=alt.Axis(values=[0, 1_000, 4_000, 16_000], format=",d"),
         )
         scale = alt.Scale(domain=[0.4, 1], nice=False)
         height = alt.Y("accuracy:Q", title="accuracy", axis=PERCENT, scale=scale)
