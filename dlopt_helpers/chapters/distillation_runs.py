@@ -153,10 +153,10 @@ def at_best_rate(runs, by, among=("rate",)):
     Args:
       runs: rows with ``rate``, ``seed``, ``validation`` and the columns of a setting.
       by: those columns. The rate is chosen once for all seeds.
-      among: the columns to choose in, where not the rate alone.
+      among: the columns to choose in, where not the rate alone. Of equals the last in order is taken.
     """
     means = runs.groupby([*by, *among], as_index=False).validation.mean()
-    best = means.sort_values("validation").groupby(by, as_index=False).last()
+    best = means.sort_values("validation", kind="stable").groupby(by, as_index=False).last()
     return runs.merge(best[[*by, *among]], on=[*by, *among]).reset_index(drop=True)
 
 
@@ -229,7 +229,7 @@ def taught(
     Returns:
       One row per student: ``logits`` (``alone``, or what it was told: the ``teacher``'s, those ``shuffled``,
       or the teacher's with ``no factor`` :math:`T^2`), ``temperature``, ``alpha``, ``labels``, ``rate``,
-      ``seed``, and its accuracies on the ``validation`` and the test examples.
+      ``seed``, ``student`` and ``teacher``, and its accuracies on the ``validation`` and the test examples.
     """
     settings = list(temperatures), list(alphas), list(kinds)
     jobs = [joblib.delayed(_taught)(student, teacher, n, seed, *settings) for n in labels for seed in SEEDS]
