@@ -30,7 +30,12 @@ NETWORKS = {
     "cnn25": lambda seed: cnn(channels=25, seed=seed),
     "cnn64": lambda seed: cnn(channels=64, seed=seed),
 }
-RECIPES = {"mlp100": (0.25, 1e-3), "cnn64": (0.1, 3e-3)}  # a teacher's learning rate and weight decay
+# Teachers: their network, learning rate and weight decay.
+TEACHERS = {
+    "mlp100": ("mlp100", 0.25, 1e-3),
+    "cnn64": ("cnn64", 0.1, 3e-3),
+    "cnn64, no decay": ("cnn64", 0.1, 0.0),
+}
 STEPS = 1_000
 SEEDS = range(5)
 RATES = [0.015, 0.03, 0.06, 0.12, 0.25]
@@ -51,24 +56,21 @@ def validation():
 # --- teachers ------------------------------------------------------------------------------------
 
 
-def teacher(network="cnn64", labels=4_000, seed=0):
-    """Return a trained teacher in evaluation mode; it has seen the first ``labels`` training examples.
-
-    Its weight decay keeps it from being certain of every one of them: what it says about the classes
-    that lost is the lesson.
-    """
-    model = NETWORKS[network](seed)
-    model.load_state_dict({n: torch.from_numpy(w) for n, w in _teacher(network, labels, seed).items()})
+def teacher(name="cnn64", labels=4_000, seed=0):
+    """Return one of ``TEACHERS`` in evaluation mode; it has seen the first ``labels`` training examples."""
+    model = NETWORKS[TEACHERS[name][0]](seed)
+    model.load_state_dict({n: torch.from_numpy(w) for n, w in _teacher(name, labels, seed).items()})
     return model.eval().requires_grad_(False)
 
 
 @memoise
-def _teacher(network, labels, seed):
-    model, data, (rate, decay) = NETWORKS[network](seed), mnist1d(), RECIPES[network]
+def _teacher(name, labels, seed):
+    (network, rate, decay), data = TEACHERS[name], mnist1d()
+    model = NETWORKS[network](seed)
     data = data._replace(x_train=data.x_train[:labels], y_train=data.y_train[:labels])
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay, fused=True)
     train(model, optimizer, data, STEPS, seed=seed, schedule=CosineAnnealingLR(optimizer, STEPS), every=STEPS)
-    return {name: w.numpy() for name, w in model.state_dict().items()}
+    return {n: w.numpy() for n, w in model.state_dict().items()}
 
 
 def shuffle_others(logits, seed):
@@ -185,15 +187,15 @@ def _examples(labels):
     return (a[:labels] for a in mnist1d()[:2])
 
 
-def _teacher_logits(network, labels, seed, x):
+def _teacher_logits(name, labels, seed, x):
     """Return what the teacher says about ``x``; its seed is none of a student."""
-    return logits(teacher(network, labels, seed + 50), x).numpy()
+    return logits(teacher(name, labels, seed + 50), x).numpy()
 
 
-def teacher_accuracy(network="cnn64", labels=4_000):
+def teacher_accuracy(name="cnn64", labels=4_000):
     """Return the share of fresh examples that the students' teachers get right, the mean over seeds."""
     x, y = fresh_test()
-    return np.mean([(_teacher_logits(network, labels, s, x).argmax(1) == y).mean() for s in SEEDS])
+    return np.mean([(_teacher_logits(name, labels, s, x).argmax(1) == y).mean() for s in SEEDS])
 
 
 def _lesson(y, z, temperature, alpha, rate, factor=True):

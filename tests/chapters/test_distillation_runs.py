@@ -95,18 +95,18 @@ def trained_alone(model, x, lesson, seed, steps, loss=distillation_loss):
 # --- teachers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", module.RECIPES)
-def test_a_teacher_is_trained_by_its_recipe_on_the_first_labels(small, network):
-    found = module.teacher(network, labels=70, seed=3)
+@pytest.mark.parametrize("name", module.TEACHERS)
+def test_a_teacher_is_trained_by_its_recipe_on_the_first_labels(small, name):
+    found = module.teacher(name, labels=70, seed=3)
     assert not found.training and not any(p.requires_grad for p in found.parameters())
     x, y = examples(70)
-    rate, decay = module.RECIPES[network]
-    labels_alone = module.Lesson(y, np.zeros((70, 10), "float32"), 1.0, 0.0, rate, decay)
-    expected = trained_alone(module.NETWORKS[network](3), x, labels_alone, seed=3, steps=12)
-    other = trained_alone(module.NETWORKS[network](3), x, labels_alone._replace(weight_decay=0.0), 3, 12)
-    fresh = few()[0]
-    torch.testing.assert_close(logits(found, fresh), logits(expected, fresh), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(logits(found, fresh), logits(other, fresh), atol=1e-4)
+    network, rate, decay = module.TEACHERS[name]
+    recipe = module.Lesson(y, np.zeros((70, 10), "float32"), 1.0, 0.0, rate, decay)
+    other = recipe._replace(weight_decay=3e-3 - decay)
+    fresh, net = few()[0], module.NETWORKS[network]
+    expected, unlike = (logits(trained_alone(net(3), x, r, seed=3, steps=12), fresh) for r in (recipe, other))
+    torch.testing.assert_close(logits(found, fresh), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(found, fresh), unlike, atol=1e-4)
 
 
 def test_shuffled_logits_keep_the_largest_and_the_values_of_each_row():
