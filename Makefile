@@ -9,8 +9,10 @@ BOOK  := _build/html
 # One thread: small networks gain nothing from two. No colours, bars or notes of the frameworks in logs.
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
-# Sweeps train on all cores, one process on each.
+# Sweeps train on all cores, one process on each. One that has grown is replaced; joblib warns of it, and the
+# book allows no warning.
 export DLOPT_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+export PYTHONWARNINGS = ignore:A worker stopped while some jobs:UserWarning
 export TF_CPP_MIN_LOG_LEVEL = 3
 export TF_ENABLE_ONEDNN_OPTS = 0
 export PYDEVD_DISABLE_FILE_VALIDATION = 1

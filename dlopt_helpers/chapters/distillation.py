@@ -75,9 +75,8 @@ def _softened(chart, temperature, groupby=()):
 def _rows(z, **columns):
     """Return a row for each class of one example: its logit, the largest, and its rank."""
     rank = (-z).argsort().argsort() + 1
-    return pd.DataFrame({"class": np.arange(len(z)), "z": z, "top": z.max(), "rank": rank, **columns}).round(
-        3
-    )
+    table = pd.DataFrame({"class": np.arange(len(z)), "z": z, "top": z.max(), "rank": rank, **columns})
+    return table.round(3)
 
 
 def examples(z, y):

@@ -135,7 +135,7 @@ def train_students(model, x, lessons, seed, steps=STEPS, loss=distillation_loss)
     @one_thread()
     def students(x):
         of_each = vmap(lambda w, x: functional_call(model, w, (x,)), in_dims=(0, None))
-        parts = torch.from_numpy(x).split(1_000)  # a hundred students' hidden layers of all would fill memory
+        parts = torch.from_numpy(x).split(200)  # a hundred students' hidden layers of all would fill memory
         return torch.cat([of_each(weights, part) for part in parts], dim=1).numpy()
 
     return students
