@@ -208,6 +208,7 @@ def lessons_rows(runs, alone):
     best = at_best_rate(runs, SETTING).groupby(SETTING).rate.first().rename("best").reset_index()
     found = gains(runs, alone, SETTING).drop(columns="accuracy")
     rows = rows.merge(found, on=SETTING).merge(best, on=SETTING)
+    rows[["gain", "error"]] *= 100  # points; a formula of the chart would multiply rows that come back again
     rows["low"], rows["high"] = rows.gain - 2 * rows.error, rows.gain + 2 * rows.error
     return rows.drop(columns="error").round(4)
 
@@ -245,7 +246,7 @@ def lessons_explorer(runs):
         without = without.mark_line(point=True).encode(x=rate, y=height, color=told)
         once = "datum.rate == datum.best"
         same = f"{once} && datum.labels == labels && datum.alpha == alpha"
-        others = runs.transform_filter(same).transform_calculate(gain="100 * datum.gain")
+        others = runs.transform_filter(same)
         t = alt.X(
             "temperature:Q",
             title="temperature",
@@ -255,13 +256,11 @@ def lessons_explorer(runs):
         gain = alt.Y("gain:Q", title="gain, points", scale=alt.Scale(domain=[-13, 9], nice=False))
         faint = alt.condition("datum.logits == logits", alt.value(1), alt.value(0.35))
         curves = others.mark_line(point=True).encode(x=t, y=gain, color=told, opacity=faint)
-        spread = others.transform_calculate(low="100 * datum.low", high="100 * datum.high")
-        spread = spread.mark_rule(strokeWidth=2).encode(
+        spread = others.mark_rule(strokeWidth=2).encode(
             x=t, y="low:Q", y2="high:Q", color=told, opacity=faint
         )
         zero = alt.Chart(pd.DataFrame({"gain": [0]})).mark_rule(strokeDash=[5, 4]).encode(y="gain:Q")
-        point = chosen.transform_filter(once).transform_calculate(gain="100 * datum.gain")
-        point = point.mark_circle(size=160, opacity=1).encode(x=t, y=gain, color=told)
+        point = chosen.transform_filter(once).mark_circle(size=160, opacity=1).encode(x=t, y=gain, color=told)
         return without + line + here.encode(x=rate, y=height, color=told), zero + spread + curves + point
 
     return Explorer(

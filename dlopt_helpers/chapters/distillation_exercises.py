@@ -282,6 +282,7 @@ def _knowledge_left(control, top):
 class _Seeded(Goal):
     """A goal whose right answers depend on the seed, and on nothing else that changes."""
 
+    @np.errstate(all="ignore")
     def judge(self, answer):
         verdict, line = super().judge(answer)
         if not verdict:

@@ -221,7 +221,7 @@ def test_lessons_explorer_shows_accuracy_by_rate_and_the_gain_at_the_best(lesson
     np.testing.assert_allclose(rows.alone, [0.9, 0.4], atol=1e-9)
     error = WON.std(ddof=1) / np.sqrt(3)
     for column, value in {"gain": 0.04, "low": 0.04 - 2 * error, "high": 0.04 + 2 * error}.items():
-        np.testing.assert_allclose(rows[column], value + shift, atol=6e-5)
+        np.testing.assert_allclose(rows[column], 100 * (value + shift), atol=6e-5)
 
 
 def test_lessons_explorer_computes_what_no_run_holds(lessons, monkeypatch):
@@ -236,7 +236,7 @@ def test_lessons_explorer_computes_what_no_run_holds(lessons, monkeypatch):
     explorer = chapter.lessons_explorer(lessons)
     rows = pd.DataFrame(explorer.add(SETTING | {"temperature": 2.5, "logits": "shuffled"}))
     assert asked == [([1_000], [2.5], [0.9], ["shuffled"])]
-    assert set(rows.gain) == {0.09} and set(rows.best) == {0.03} and list(rows.alone) == [0.9, 0.4]
+    assert set(rows.gain) == {9.0} and set(rows.best) == {0.03} and list(rows.alone) == [0.9, 0.4]
     assert explorer.find(SETTING | {"temperature": 2.5, "logits": "shuffled"}) == rows.to_dict("records")
 
 
