@@ -189,6 +189,14 @@ def test_keep_claims_stores_claims_alone():
     assert "now" not in str(notebook) and "3.11" not in str(notebook.metadata)
 
 
+def test_keep_claims_joins_what_was_printed_in_pieces():
+    notebook = _good()
+    cell = _cell(notebook, "claim(")
+    cell.outputs = [new_output("stream", text=text) for text in ("✓ One.\n", "✓ Two.\n")]
+    keep_claims(notebook)
+    assert [output.text for output in cell.outputs] == ["✓ One.\n✓ Two.\n"]
+
+
 def test_kernels_have_no_network():
     code = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=5)"  # nobody's address
     notebook = new_notebook(cells=[new_code_cell(code)])

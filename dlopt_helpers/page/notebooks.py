@@ -45,11 +45,23 @@ def keep_claims(notebook):
         tags = cell.metadata.get("tags", [])
         cell.metadata = {key: cell.metadata[key] for key in FOLDING if cell.metadata.get(key)}
         if cell.cell_type == "code":
-            cell.outputs = cell.outputs if CHECKED in tags else []
+            cell.outputs = _joined(cell.outputs) if CHECKED in tags else []
             cell.execution_count = 1 if cell.outputs else None
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = 1
+
+
+def _joined(outputs):
+    """Return the outputs with what was printed in several pieces as one: how many there are is chance."""
+    joined = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and last.output_type == output.output_type == "stream" and last.name == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def main(paths):
