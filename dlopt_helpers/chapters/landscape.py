@@ -67,11 +67,11 @@ def still_near(w):
 def height(chosen, steps):
     """Return the chart of ``gap`` over the steps of a walk, to be encoded further."""
     # A path that reached the minimum has a gap of 0, which no log axis can show.
-    reached = chosen.transform_calculate(gap="max(datum.gap, 1e-12)")
+    reached = chosen.transform_calculate(height="max(datum.gap, 1e-12)")
     return reached.mark_line(strokeWidth=1.8, clip=True).encode(
         x=alt.X("step:Q", title="step", scale=alt.Scale(domain=[0, steps])),
         y=alt.Y(
-            "gap:Q",
+            "height:Q",
             title="height above the minimum",
             scale=alt.Scale(type="log", domain=[1e-8, 1e4], clamp=True),
             axis=alt.Axis(values=[1e-8, 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4], labelExpr=_POWERS_OF_TEN),

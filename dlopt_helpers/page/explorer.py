@@ -254,8 +254,9 @@ class Explorer:
 
     Raises:
       ValueError: if the runs are empty or not finite, if a control names nothing, if two controls
-        share a name, if ``initial`` lies off the grid, if ``draw`` uses a column that is missing, or
-        if the recurrence's functions do not fit together or cannot be written down.
+        share a name, if ``initial`` lies off the grid, if ``draw`` uses a column that is missing or
+        computes one from itself, or if the recurrence's functions do not fit together or cannot be
+        written down.
 
     Example:
       >>> rows = [{"lr": lr, "step": t, "w": (1 - lr) ** t} for lr in (0.1, 0.5) for t in range(9)]
@@ -574,10 +575,16 @@ def _check_frame(name, frame):
 
 
 def _check_fields(view, columns):
-    """Refuse an encoding that names no column of the rows and no result of a transform."""
+    """Refuse an encoding without a column or result of that name, and a formula that replaces its input.
+
+    A chart that filters by a choice computes the rows that come back from what they were when they left.
+    """
     for layer in view.get("layer", []):
         _check_fields(layer, columns)
     transforms = view.get("transform", [])
+    for t in transforms:
+        if "calculate" in t and re.search(rf"\bdatum\.{re.escape(t['as'])}\b", t["calculate"]):
+            raise ValueError(f"draw computes {t['as']!r} from itself: give the result a name of its own")
     if not any(t.get("as") == "_lists" for t in transforms):
         return  # a layer over the chapter's own data
     made = json.dumps(transforms)

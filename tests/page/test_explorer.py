@@ -62,6 +62,14 @@ def payload(explorer):
         (lambda: make(grid().assign(loss=np.inf)), "runs holds .*inf.* in column 'loss'"),
         (lambda: make(grid().assign(rule=None)), "runs holds None in column 'rule'"),
         (lambda: make(grid().drop(columns="loss")), r"draw uses the column 'loss': runs has"),
+        (
+            lambda: make(draw=lambda r, c: bright(r, c.transform_calculate(loss="100 * datum.loss"))),
+            "computes 'loss' from itself",
+        ),
+        (
+            lambda: make(draw=lambda r, c: both(r.transform_calculate(loss="datum.step + datum.loss"), c)),
+            "computes 'loss' from itself",
+        ),
         (lambda: make(grid((0.0, 0.1))), "minimum=0.0: a log scale needs values > 0"),
         (lambda: make(controls=[Slider("rule", "Rule")]), "slider 'rule' needs a column of numbers"),
         (lambda: make(controls=[LR, Choice("rule", "Rule", ["plain", "adam"])]), "option 'adam'.*runs holds"),
