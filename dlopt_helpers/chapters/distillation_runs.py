@@ -187,9 +187,13 @@ def _examples(labels):
     return (a[:labels] for a in mnist1d()[:2])
 
 
+def _teacher_of(name, labels, seed):
+    """Return the teacher of the student with this seed; its own is none of a student."""
+    return teacher(name, labels, seed + 50)
+
+
 def _teacher_logits(name, labels, seed, x):
-    """Return what the teacher says about ``x``; its seed is none of a student."""
-    return logits(teacher(name, labels, seed + 50), x).numpy()
+    return logits(_teacher_of(name, labels, seed), x).numpy()
 
 
 def teacher_accuracy(name="cnn64", labels=4_000):
@@ -279,8 +283,7 @@ def _labels_and_hints(student, hints, labels, temperature, alpha):
 @memoise
 def _hinted(labels, seed):
     x, y = _examples(labels)
-    body = teacher("cnn64", labels, seed + 50)[:-1]
-    hints = logits(body, x).numpy()
+    hints = logits(_teacher_of("cnn64", labels, seed)[:-1], x).numpy()
     model = WithHints(NETWORKS["mlp100"](seed), hints.shape[1], seed)
     told = np.concatenate([np.zeros((labels, 10), "float32"), hints], axis=1)
     runs = list(itertools.product(HINTS, RATES))
@@ -326,10 +329,10 @@ def transferred(labels=(1_000, 4_000), unlabelled=UNLABELLED):
 # --- without a class -------------------------------------------------------------------------------
 
 
-def best_bias(logits, labels, omitted=OMITTED):
+def best_bias(logits, labels):
     """Return what to add to the omitted class's logit so that most of the examples are right."""
     biases = np.linspace(0, 20, 101)
-    shift = np.eye(logits.shape[1])[omitted]
+    shift = np.eye(logits.shape[1])[OMITTED]
     return biases[np.argmax([((logits + b * shift).argmax(1) == labels).mean() for b in biases])]
 
 
@@ -367,29 +370,28 @@ def omitted():
 # --- the article's words, taken at their word --------------------------------------------------------
 
 
+def _squared_error(student, target, labels, temperature, alpha):
+    return ((student - target) ** 2).mean()
+
+
 @memoise
-@one_thread()
-def _error_told(seed, rate=0.25):
-    x, y = map(torch.from_numpy, _examples(4_000))
-    error = soften(torch.from_numpy(_teacher_logits("cnn64", 4_000, seed, x.numpy()))) - torch.eye(10)[y]
-    student = NETWORKS["mlp100"](seed)
-    optimizer = torch.optim.SGD(student.parameters(), rate, momentum=0.9, fused=True)
-    schedule = CosineAnnealingLR(optimizer, STEPS)
-    for batch in batches(len(x), 64, STEPS, seed):
-        optimizer.zero_grad()
-        ((student(x[batch]) - error[batch]) ** 2).mean().backward()
-        optimizer.step()
-        schedule.step()
+def _error_told(seed):
+    x, y = _examples(4_000)
+    error = soften(_teacher_logits("cnn64", 4_000, seed, x)) - np.eye(10, dtype="float32")[y]
+    lessons = [Lesson(y, error, 1.0, 1.0, rate) for rate in RATES]
+    students = train_students(NETWORKS["mlp100"](seed), x, lessons, seed, loss=_squared_error)
     x, y = fresh_test()
-    z = logits(student, x).numpy()
-    return pd.DataFrame([{"largest": (z.argmax(1) == y).mean(), "smallest": (z.argmin(1) == y).mean()}])
+    z = students(x)
+    shares = {"largest": (z.argmax(-1) == y).mean(axis=1), "smallest": (z.argmin(-1) == y).mean(axis=1)}
+    return pd.DataFrame({"rate": RATES, **shares}).assign(seed=seed)
 
 
-def error_told(seeds=SEEDS):
+def error_told():
     """Train students to give the teacher's prediction error, its probabilities less the label.
 
     Returns:
-      One row per seed: the share of test examples whose class has the ``largest`` of a student's outputs,
-      and the ``smallest``, which a negative error would single out.
+      One row per learning rate and seed: the share of test examples whose class has the ``largest`` of a
+      student's outputs, and the ``smallest``, which a negative error would single out.
     """
-    return pd.concat([_error_told(seed) for seed in seeds], ignore_index=True)
+    jobs = [joblib.delayed(_error_told)(seed) for seed in SEEDS]
+    return pd.concat(spread(jobs, "students"), ignore_index=True)
