@@ -5,10 +5,15 @@ outputs of the cells tagged ``nbval-check-output``.
 """
 
 import sys
+import textwrap
 
 CHECKED = "nbval-check-output"
 FOLDING = ("cellView", "jupyter", "mystnb", "tags")  # how Colab, JupyterLab and the book fold a cell
-ON_COLAB_MISSING = "autoray mnist1d torch-pruning vl-convert-python"
+# Colab's protobuf is too old for ONNX 1.23.
+ON_COLAB_MISSING = """
+    ai-edge-litert autoray backports.strenum mnist1d 'onnx<1.23' onnx-ir onnxruntime onnxscript
+    torch-pruning vl-convert-python
+"""
 
 
 def setup_cell(repository, version):
@@ -25,10 +30,12 @@ def setup_cell(repository, version):
       >>> print(setup_cell("https://github.com/dlopt-book/dlopt", "0.1.0").splitlines()[2])
       if importlib.util.find_spec("dlopt_helpers") is None:
     """
+    words = [*ON_COLAB_MISSING.split(), f"git+{repository}@v{version}"]
+    wanted = textwrap.wrap(" ".join(words), 66, break_on_hyphens=False)
+    lines = [" %pip install -q --no-deps", *wanted]
     return (
         "import importlib.util\n\n"
-        'if importlib.util.find_spec("dlopt_helpers") is None:\n'
-        f"    %pip install -q --no-deps {ON_COLAB_MISSING} git+{repository}@v{version}"
+        'if importlib.util.find_spec("dlopt_helpers") is None:\n   ' + " \\\n        ".join(lines)
     )
 
 
