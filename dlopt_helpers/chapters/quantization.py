@@ -155,9 +155,9 @@ def levels_explorer():
     weights = {LAYERS[name]: w.numpy() for name, w in prunable(dense("mlp512", 0)).items()}
     bins = pd.concat([histogram(w).assign(layer=name) for name, w in weights.items()])
     dense_accuracy = quick_accuracy(dense("mlp512", 0))
-    edge = alt.ExprRef(
-        " : ".join([f"layer == {k!r} ? {abs(w).max():.3f}" for k, w in weights.items()] + ["1"])
-    )
+    # The outermost level of two bits may lie half a step, a third, beyond the largest weight.
+    edges = {name: 4 / 3 * abs(w).max() for name, w in weights.items()}
+    edge = alt.ExprRef(" : ".join([f"layer == {k!r} ? {end:.3f}" for k, end in edges.items()] + ["1"]))
     width = alt.Scale(domainMin=alt.ExprRef(f"-({edge.expr})"), domainMax=edge, nice=False)
     scale = alt.Scale(domain=FORMATS, range=PALETTE[: len(FORMATS)])
     legend = alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolOpacity=1)
@@ -223,7 +223,13 @@ def clipping_explorer():
         bars = _bars(bins, "datum.tensor == tensor", "value", alt.Scale(nice=False)).transform_joinaggregate(
             lowest="min(left)", highest="max(right)"
         )
-        inside = "datum.left >= share * datum.lowest - 1e-9 && datum.right <= share * datum.highest + 1e-9"
+        # The quantizer of the weights is symmetric, though they are not.
+        end = "max(-datum.lowest, datum.highest)"
+        low, high = (
+            f"share * (slice(tensor, 0, 7) == 'weights' ? {even} : {own})"
+            for even, own in ((f"-{end}", "datum.lowest"), (end, "datum.highest"))
+        )
+        inside = f"datum.left >= {low} - 1e-9 && datum.right <= {high} + 1e-9"
         bars = bars.encode(color=alt.condition(inside, alt.value(BLUE), alt.value(RED)))
         s = alt.X("share:Q", title="share of the full range", scale=alt.Scale(domain=[0, 1]), axis=PERCENT)
         of = runs.transform_filter(here)
