@@ -53,11 +53,11 @@ SEEDS = range(5)
 BITS = [2, 3, 4, 5, 8]
 SCHEMES = ["symmetric", "affine", "per channel", "per group"]
 CALIBRATIONS = {
-    "min-max": lambda x, bits: min_max(x),
-    "99.9 %": lambda x, bits: percentile(x, 0.999),
-    "99 %": lambda x, bits: percentile(x, 0.99),
-    "least squares": lambda x, bits: least_squares(x, bits, affine),
-    "KL": kullback_leibler,
+    "min-max": lambda x, bits, scheme: min_max(x),
+    "99.9 %": lambda x, bits, scheme: percentile(x, 0.999),
+    "99 %": lambda x, bits, scheme: percentile(x, 0.99),
+    "least squares": least_squares,
+    "KL": lambda x, bits, scheme: kullback_leibler(x, bits),
 }
 
 
@@ -159,8 +159,8 @@ def quantizations(networks=NETWORKS, seeds=SEEDS):
     return _table(_quantizations, networks, seeds)
 
 
-@memoise
 @one_thread()
+@memoise
 def _ranges(network, seed):
     model, (x, _) = dense(network, seed), fresh_test()
     weights, z = prunable(model), _logits(model, x)
@@ -211,7 +211,7 @@ def _logits(model, x):
 def with_rounded_inputs(model, calibration, bits):
     """Return a copy in which what comes into each layer is rounded, over ranges of 500 training examples."""
     came = layer_inputs(model, mnist1d().x_train[:500])
-    found = {name: CALIBRATIONS[calibration](x, bits) for name, x in came.items()}
+    found = {name: CALIBRATIONS[calibration](x, bits, affine) for name, x in came.items()}
     return quantize_inputs(model, {name: affine(*map(float, r), bits) for name, r in found.items()})
 
 
@@ -326,14 +326,25 @@ def coded_bytes(w, gap_bits=5):
     fillers of their own code), the codebook in floats, and a byte for each code word's length.
     """
     flat, longest = np.ravel(w), 2**gap_bits
-    kept = np.flatnonzero(flat)
-    fillers, gaps = np.divmod(np.diff(kept, prepend=-1) - 1, longest)
+    kept, fillers, gaps = _places(flat, longest)
     values, codes = np.unique(flat[kept], return_inverse=True)
     counts = np.append(np.bincount(codes), fillers.sum())
     gap_counts = np.bincount(gaps, minlength=longest)
     gap_counts[-1] += fillers.sum()
     bits = sum(int(huffman_lengths(c) @ c) for c in (counts, gap_counts))
     return bits / 8 + 4 * len(values) + len(counts) + longest
+
+
+def _places(w, longest=2**5):
+    """Return where weights are left, how many fillers stand before each, and the gap after them."""
+    kept = np.flatnonzero(w)
+    return kept, *np.divmod(np.diff(kept, prepend=-1) - 1, longest)
+
+
+def _entries(w):
+    """Return how many weights and fillers are stored."""
+    kept, fillers, _ = _places(np.ravel(w))
+    return len(kept) + int(fillers.sum())
 
 
 def _shared(w, bits):
@@ -354,11 +365,11 @@ def _compressed(network, seed, share=0.9, bits=4):
     pruning_torch.make_permanent(model)
     weights = prunable(model)
     biases = start - 4 * sum(w.numel() for w in weights.values())
-    kept = sum(int((w != 0).sum()) for w in weights.values())
-    rows.append(("pruned", kept * (32 + 5) / 8 + biases, fresh_accuracy(model)))
+    entries = sum(_entries(w.numpy()) for w in weights.values())
+    rows.append(("pruned", entries * (32 + 5) / 8 + biases, fresh_accuracy(model)))
     model = quantize_weights(model, lambda w: _shared(w, bits))
     shared, accuracy = prunable(model).values(), fresh_accuracy(model)
-    rows.append(("shared", kept * (bits + 5) / 8 + 4 * 2**bits * len(shared) + biases, accuracy))
+    rows.append(("shared", entries * (bits + 5) / 8 + 4 * 2**bits * len(shared) + biases, accuracy))
     rows.append(("coded", sum(coded_bytes(w.numpy()) for w in shared) + biases, accuracy))
     table = pd.DataFrame(rows, columns=["stage", "bytes", "accuracy"])
     return table.assign(smaller=start / table.bytes, network=network, seed=seed)
@@ -432,8 +443,8 @@ def histogram(x, bins=81):
 SHARES = np.linspace(0.05, 1, 39).round(3)
 
 
-@memoise
 @one_thread()
+@memoise
 def clippings():
     """Return rounding and clipping error and accuracy for shares of the range, and where calibrations lie."""
     rows, found, bins = [], [], []
@@ -458,7 +469,7 @@ def clippings():
                         )
                     )
                 for calibration, ranges in CALIBRATIONS.items():
-                    ends = [float(end) for end in ranges(x, bits)]
+                    ends = [float(end) for end in ranges(x, bits, scheme)]
                     found.append((tensor, bits, calibration, max(-ends[0], ends[1]) / max(-low, high)))
     runs = pd.DataFrame(rows, columns=["tensor", "bits", "share", "rounding", "clipping", "both", "accuracy"])
     found = pd.DataFrame(found, columns=["tensor", "bits", "calibration", "share"])

@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,15 @@ def test_what_a_reader_defines_is_never_kept():
         cached(lambda: None)
     assert len(calls) == 2
     assert memo._of_package(digits) and not memo._of_package(count)
+
+
+def test_nothing_stands_between_memoise_and_its_function():
+    """Another decorator would hide the file, and with it every change, from the key."""
+    found = 0
+    for path in memo._PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", [])]
+            if "memoise" in names:
+                found += 1
+                assert names[-1] == "memoise", f"{path.name}: {node.name} has @{names[-1]} below @memoise"
+    assert found > 10
