@@ -203,3 +203,8 @@ def test_nothing_is_said(capfd):
     with pytest.raises(ValueError):
         onnxrt.export(nn.Sequential(Bessel()))
     assert capfd.readouterr() == ("", "")
+
+
+def test_sums_do_not_overflow_where_a_processor_has_no_instruction_for_them():
+    session = onnxrt._session(onnxrt.export(mlp()))
+    assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
