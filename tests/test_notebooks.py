@@ -38,6 +38,8 @@ def wrong_outputs(notebook):
             yield f"cell {index} stores a widget, which is nothing without its kernel: run `make claims`"
         if cell.execution_count != (1 if cell.outputs else None):
             yield f"cell {index} stores an execution count: run `make claims`"
+        if any(o.get("name") == "stderr" for o in cell.outputs):
+            yield f"cell {index} stores a warning"
         if any(o.output_type == "error" for o in cell.outputs):
             yield f"cell {index} stores an error"
 
@@ -133,6 +135,7 @@ SPOILT = {  # which rule must object, and how a good chapter is spoilt
         wrong_outputs,
         _outputs("claim(", new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})),
     ),
+    "stored warning": (wrong_outputs, _outputs("claim(", new_output("stream", name="stderr", text="!"))),
     "stored error": (wrong_outputs, _outputs("claim(", new_output("error"))),
     "no title": (wrong_start, _without("# 3.1")),
     "no set-up": (wrong_start, _without("find_spec")),
