@@ -14,6 +14,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 import dlopt_helpers
+from dlopt_helpers.page.notebooks import ON_COLAB_MISSING
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -190,6 +191,12 @@ def test_workflow(path):
             assert "@" in step.get("uses", "@"), f"{step['uses']} is not pinned"
             targets = re.findall(r"\bmake ([a-z]+)", step.get("run", ""))
             assert set(targets) <= _targets(), targets
+
+
+def test_colab_is_tried_with_what_a_reader_installs_there():
+    script = " ".join((ROOT / ".github/workflows/weekly.yml").read_text().replace("\\\n", " ").split())
+    wanted = " ".join(ON_COLAB_MISSING.replace("'", '"').split())
+    assert f"pip install -q --no-deps {wanted} ." in script
 
 
 def _targets():

@@ -130,24 +130,30 @@ TURN_COLORS = [RED, BLUE, GREEN, PURPLE, GOLD]
 SETTING = ["turns", "lr_sgd", "lr_adam", "share"]
 
 
-def _two_accuracies(step, of):
-    """Return lines of the accuracy on training and on fresh examples, and the best that fresh ones allow."""
+def _training_and_fresh(of, measure, step, scale, **options):
+    """Return the lines of a measure on the training examples and on fresh ones."""
+    names = [measure, f"fresh_{measure}"]
     color = alt.Color(
         "what:N",
         title=None,
-        scale=alt.Scale(domain=["accuracy", "fresh_accuracy"], range=[BLUE, RED]),
+        scale=alt.Scale(domain=names, range=[BLUE, RED]),
         legend=alt.Legend(
             orient="bottom",
             symbolType="stroke",
-            labelExpr="datum.label == 'accuracy' ? 'training examples' : 'fresh examples'",
+            labelExpr=f"datum.label == '{measure}' ? 'training examples' : 'fresh examples'",
         ),
     )
+    height = alt.Y("value:Q", title=measure, scale=scale, **options)
+    both = of.transform_fold(names, as_=["what", "value"]).mark_line(clip=True)
+    return both.encode(x=step, y=height, color=color)
+
+
+def _two_accuracies(step, of):
+    """Return lines of the accuracy on training and on fresh examples, and the best that fresh ones allow."""
     scale = alt.Scale(domain=[0.4, 1], nice=False)
-    height = alt.Y("value:Q", title="accuracy", axis=PERCENT, scale=scale)
-    both = of.transform_fold(["accuracy", "fresh_accuracy"], as_=["what", "value"])
     best = alt.Chart(alt.Data(values=[{}])).transform_calculate(best="1 - share / 2")
     best = best.mark_rule(strokeDash=[5, 4]).encode(y=alt.Y("best:Q", scale=scale))
-    return best + both.mark_line(clip=True).encode(x=step, y=height, color=color)
+    return best + _training_and_fresh(of, "accuracy", step, scale, axis=PERCENT)
 
 
 def _coin(scale):
@@ -223,21 +229,9 @@ def memory_explorer(runs):
         axis = alt.Axis(values=[50, 100, 300, 1000, 3000], format=",d")
         step = alt.X("step:Q", title="step", scale=scale, axis=axis)
         scale = alt.Scale(domain=[0, 1.1], nice=False)
-        losses = chosen.transform_fold(["loss", "fresh_loss"], as_=["what", "value"])
-        color = alt.Color(
-            "what:N",
-            title=None,
-            scale=alt.Scale(domain=["loss", "fresh_loss"], range=[BLUE, RED]),
-            legend=alt.Legend(
-                orient="bottom",
-                symbolType="stroke",
-                labelExpr="datum.label == 'loss' ? 'training examples' : 'fresh examples'",
-            ),
-        )
-        height = alt.Y("value:Q", title="loss", scale=scale)
         faint = runs.mark_line(clip=True, color=MUTED, strokeWidth=1, opacity=0.4)
         faint = faint.encode(x=step, y=alt.Y("fresh_loss:Q", scale=scale), detail="share:N")
-        mine = losses.mark_line(clip=True).encode(x=step, y=height, color=color)
+        mine = _training_and_fresh(chosen, "loss", step, scale)
         return _coin(scale) + faint + mine, _two_accuracies(step, chosen)
 
     return Explorer(

@@ -12,7 +12,6 @@ from dlopt_helpers.chapters.distillation_runs import (
     ALPHAS,
     NETWORKS,
     RATES,
-    at_best_rate,
     gains,
     taught,
     teacher,
@@ -20,6 +19,7 @@ from dlopt_helpers.chapters.distillation_runs import (
 )
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.models import keras_twin
+from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.training import batches, one_thread
 from dlopt_helpers.page.explorer import BLUE, GOLD, GREEN, MUTED, RED, Choice, Explorer, Slider
 

@@ -21,6 +21,7 @@ from dlopt_helpers.lab.data import fresh_test, mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import cnn, mlp
 from dlopt_helpers.lab.spread import spread
+from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.sweep import cosine
 from dlopt_helpers.lab.training import batches, one_thread, train
 from dlopt_helpers.sgd import SGD
@@ -149,26 +150,13 @@ def _graded(students, runs, keys):
     return rows
 
 
-def at_best_rate(runs, by, among=("rate",)):
-    """Return the rows of each setting at the learning rate that is best on the validation examples.
-
-    Args:
-      runs: rows with ``rate``, ``seed``, ``validation`` and the columns of a setting.
-      by: those columns. The rate is chosen once for all seeds.
-      among: the columns to choose in, where not the rate alone. Of equals the last in order is taken.
-    """
-    means = runs.groupby([*by, *among], as_index=False).validation.mean()
-    best = means.sort_values("validation", kind="stable").groupby(by, as_index=False).last()
-    return runs.merge(best[[*by, *among]], on=[*by, *among]).reset_index(drop=True)
-
-
 def gains(runs, alone, by, among=("rate",)):
     """Return by how much students beat the student alone of the same seed, each at its best rate.
 
     Args:
       runs: rows with ``labels``, ``seed``, ``rate``, ``validation``, ``accuracy`` and the columns ``by``.
       alone: rows of students without a teacher, for the same numbers of labels.
-      by, among: as for :func:`at_best_rate`.
+      by, among: as for :func:`~dlopt_helpers.lab.summary.at_best_rate`.
 
     Returns:
       One row per setting: ``accuracy`` (mean over seeds), ``gain`` and its standard error ``error``.

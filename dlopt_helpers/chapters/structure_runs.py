@@ -21,6 +21,7 @@ from dlopt_helpers.lab.data import fresh_test, mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.spread import spread
+from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.training import train
 
 SEEDS = range(5)
@@ -52,13 +53,6 @@ def _graded(model):
         "validation": accuracy(model, *fresh_test(2_000, seed=2)),
         "accuracy": fresh_accuracy(model),
     }
-
-
-def at_best_rate(runs, by):
-    """Return the rows of each setting, given by the columns ``by``, at the rate that validation chooses."""
-    means = runs.groupby([*by, "rate"], as_index=False).validation.mean()
-    best = means.loc[means.groupby(by).validation.idxmax(), [*by, "rate"]]
-    return runs.merge(best, on=[*by, "rate"]).reset_index(drop=True)
 
 
 # --- rank ----------------------------------------------------------------------------------------

@@ -26,3 +26,16 @@ def final_accuracy(runs, by):
     """
     last = runs.groupby([*by, "seed"], as_index=False, sort=False).last()
     return last.assign(accuracy=last.accuracy.where(~last.diverged, 0.1))
+
+
+def at_best_rate(runs, by, among=("rate",)):
+    """Return the rows of each setting at the learning rate that is best on the validation examples.
+
+    Args:
+      runs: rows with ``rate``, ``seed``, ``validation`` and the columns of a setting.
+      by: those columns. The rate is chosen once for all seeds.
+      among: the columns to choose in, where not the rate alone. Of equals the last in order is taken.
+    """
+    means = runs.groupby([*by, *among], as_index=False).validation.mean()
+    best = means.sort_values("validation", kind="stable").groupby(by, as_index=False).last()
+    return runs.merge(best[[*by, *among]], on=[*by, *among]).reset_index(drop=True)

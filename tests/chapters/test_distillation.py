@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import vl_convert
+from scenegraph import marks
 
 from dlopt_helpers.chapters import distillation as chapter
 from dlopt_helpers.distillation import soften
@@ -53,24 +53,6 @@ def test_a_teacher_that_is_changed_would_show(quick, monkeypatch):
 
 
 # --- what the pictures hold ----------------------------------------------------------------------
-
-
-def marks(explorer, panel, **setting):
-    """Return what Vega draws in a panel at a setting: for each mark type, its items."""
-    explorer.setting.update(setting)
-    drawn, found = vl_convert.vegalite_to_scenegraph(explorer.filled(width=360)[panel]), {}
-
-    def walk(node):
-        if isinstance(node, dict):
-            if node.get("role") == "mark" and node["marktype"] != "group":
-                found.setdefault(node["marktype"], []).extend(node["items"])
-            node = list(node.values())
-        if isinstance(node, list):
-            for each in node:
-                walk(each)
-
-    walk(drawn)
-    return found
 
 
 def log_place(value, low, high, width=360):

@@ -200,40 +200,11 @@ def test_graded_on_the_validation_and_on_the_test_examples(small):
     }
 
 
-# --- which rate counts, and what is gained -------------------------------------------------------
+# --- what is gained -------------------------------------------------------------------------------
 
 
 def frame(columns, *rows):
     return pd.DataFrame(rows, columns=columns.split())
-
-
-def test_the_rate_is_the_best_on_the_validation_examples_for_all_seeds_at_once():
-    runs = frame(
-        "setting rate seed validation accuracy",
-        ("a", 0.1, 0, 0.9, 0.1),  # the best of seed 0, not of the mean
-        ("a", 0.1, 1, 0.1, 0.9),
-        ("a", 0.2, 0, 0.6, 0.2),  # the best mean of the validation accuracies
-        ("a", 0.2, 1, 0.6, 0.3),
-        ("a", 0.3, 0, 0.5, 0.8),  # the best mean of the test accuracies
-        ("a", 0.3, 1, 0.5, 0.8),
-        ("b", 0.1, 0, 0.4, 0.5),  # another setting has another rate
-        ("b", 0.1, 1, 0.4, 0.6),
-        ("b", 0.2, 0, 0.3, 0.7),
-        ("b", 0.2, 1, 0.4, 0.7),
-    )
-    before = runs.copy()
-    best = module.at_best_rate(runs.sample(frac=1, random_state=0), ["setting"])
-    found = best.sort_values(["setting", "seed"]).drop(columns="validation").to_numpy().tolist()
-    assert found == [["a", 0.2, 0, 0.2], ["a", 0.2, 1, 0.3], ["b", 0.1, 0, 0.5], ["b", 0.1, 1, 0.6]]
-    assert list(best.index) == [0, 1, 2, 3] and runs.equals(before)
-
-
-def test_of_rates_that_tie_the_last_is_taken():
-    rates = ((0.1, 0.5), (0.2, 0.4), (0.3, 0.5))
-    rows = [(s, rate, seed, best, 0.0) for s in range(40) for rate, best in rates for seed in (0, 1)]
-    best = module.at_best_rate(frame("setting rate seed validation accuracy", *rows), ["setting"])
-    assert len(best) == 80 and (best.groupby("setting").rate.nunique() == 1).all()
-    assert set(best.rate) == {0.3}
 
 
 ALONE = frame(

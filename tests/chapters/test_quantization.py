@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import vl_convert
+from scenegraph import marks
 
 from dlopt_helpers.chapters import quantization as chapter
 from dlopt_helpers.chapters import quantization_runs as trainings
@@ -90,24 +90,6 @@ def test_what_is_forgotten_among_integers_would_show(as_integers, monkeypatch, f
 
 
 # --- what the pictures hold ----------------------------------------------------------------------
-
-
-def marks(explorer, panel, **setting):
-    """Return what Vega draws in a panel at a setting: for each mark type, its items."""
-    explorer.setting.update(setting)
-    drawn, found = vl_convert.vegalite_to_scenegraph(explorer.filled(width=360)[panel]), {}
-
-    def walk(node):
-        if isinstance(node, dict):
-            if node.get("role") == "mark" and node["marktype"] != "group":
-                found.setdefault(node["marktype"], []).extend(node["items"])
-            node = list(node.values())
-        if isinstance(node, list):
-            for each in node:
-                walk(each)
-
-    walk(drawn)
-    return found
 
 
 def place(value, low, high, size=360):

@@ -131,15 +131,6 @@ def test_an_answer_that_fails_gets_a_hint(check, answer, hint):
     assert any(words in line for words in ([hint] if isinstance(hint, str) else hint)), line
 
 
-@pytest.mark.parametrize(
-    ("check", "hint"), [(check, hint) for check, *_ in CHECKS for hint in check.mistakes]
-)
-def test_each_known_mistake_earns_its_hint(check, hint):
-    for _ in range(5):
-        verdict, line = check.judge(check.mistakes[hint])
-        assert verdict is False and line == f"✗ {hint}"
-
-
 def test_no_mistake_in_the_choice_is_right_by_chance_five_times():
     draws = [exercises._measured(np.random.default_rng(seed)) for seed in range(100)]
     for hint, mistake in exercises.check_choice.mistakes.items():

@@ -1,6 +1,5 @@
 """The trainings of chapter 3.6 do what they are called, tried on a few steps."""
 
-import pandas as pd
 import pytest
 import torch
 
@@ -50,21 +49,6 @@ def test_blocks(short):
     runs = module.blocks()
     assert len(runs) == 4 * 2 and set(runs.kind) == set(module.KINDS) and set(runs.depth) == {2, 4}
     assert len(short) == 4 * 2 * 2 and {rate for rate, *_ in short} == set(module.BLOCK_RATES)
-
-
-def test_the_rate_is_the_best_on_validation_and_the_same_for_all_seeds():
-    columns = ["kind", "rate", "seed", "validation", "accuracy"]
-    rows = [
-        ("a", 0.1, 0, 0.5, 0.9),
-        ("a", 0.1, 1, 0.5, 0.9),
-        ("a", 0.2, 0, 0.4, 0.1),
-        ("a", 0.2, 1, 0.8, 0.2),
-    ]
-    rows += [("b", 0.1, 0, 0.7, 0.3), ("b", 0.2, 0, 0.6, 0.4)]
-    best = module.at_best_rate(pd.DataFrame(rows, columns=columns), ["kind"])
-    assert list(zip(best.kind, best.rate, best.accuracy, strict=True)) == [
-        ("a", 0.2, 0.1), ("a", 0.2, 0.2), ("b", 0.1, 0.3)
-    ]  # fmt: skip
 
 
 def matrix(model):
