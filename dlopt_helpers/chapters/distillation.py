@@ -18,9 +18,9 @@ from dlopt_helpers.chapters.distillation_runs import (
     teacher_accuracy,
 )
 from dlopt_helpers.lab.data import mnist1d
-from dlopt_helpers.lab.models import keras_twin
 from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.training import batches, one_thread
+from dlopt_helpers.lab.twins import keras_twin
 from dlopt_helpers.page.explorer import BLUE, GOLD, GREEN, MUTED, RED, Choice, Explorer, Slider
 
 PERCENT = alt.Axis(format="%")

@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 from dlopt_helpers.bridges.conventions import as_convention
 from dlopt_helpers.bridges.torch import RuleOptimizer as TorchRule
 from dlopt_helpers.lab.data import mnist1d
-from dlopt_helpers.lab.models import keras_twin, mlp
+from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.training import batches
+from dlopt_helpers.lab.twins import keras_twin
 
 WEIGHTS = 5  # that walk; all start at 1
 

@@ -22,9 +22,9 @@ from dlopt_helpers.chapters.pruning_runs import (
 )
 from dlopt_helpers.chapters.pruning_speed import stored_speeds
 from dlopt_helpers.lab.data import mnist1d
-from dlopt_helpers.lab.models import keras_twin
 from dlopt_helpers.lab.summary import over_seeds
 from dlopt_helpers.lab.training import one_thread
+from dlopt_helpers.lab.twins import keras_twin
 from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, PALETTE, RED, Choice, Explorer, Slider
 from dlopt_helpers.pruning import best_units, magnitude_mask, sparsity, threshold_for, unit_scores
 

@@ -17,7 +17,8 @@ def convert(model):
       ValueError: if ``model`` has weights that are not finite, or a layer that LiteRT cannot express.
 
     Example:
-      >>> from dlopt_helpers.lab.models import keras_twin, mlp
+      >>> from dlopt_helpers.lab.models import mlp
+      >>> from dlopt_helpers.lab.twins import keras_twin
       >>> 4 * 15_210 < len(convert(keras_twin(mlp()))) < 4 * 15_210 + 1_500
       True
     """
@@ -39,7 +40,8 @@ def quantize_static(model, calibration):
         is not finite, or nothing but one value.
 
     Example:
-      >>> from dlopt_helpers.lab.models import keras_twin, mlp
+      >>> from dlopt_helpers.lab.models import mlp
+      >>> from dlopt_helpers.lab.twins import keras_twin
       >>> model = keras_twin(mlp(hidden=512))
       >>> len(quantize_static(model, np.random.normal(size=(100, 40)))) < 320_000
       True
@@ -53,7 +55,8 @@ def quantize_dynamic(model):
     Weights of fewer than 1,024 numbers stay floats.
 
     Example:
-      >>> from dlopt_helpers.lab.models import keras_twin, mlp
+      >>> from dlopt_helpers.lab.models import mlp
+      >>> from dlopt_helpers.lab.twins import keras_twin
       >>> len(quantize_dynamic(keras_twin(mlp(hidden=512)))) < 320_000
       True
     """
@@ -116,7 +119,8 @@ def load(litert):
       ValueError: by the function, if its array has another shape.
 
     Example:
-      >>> from dlopt_helpers.lab.models import keras_twin, mlp
+      >>> from dlopt_helpers.lab.models import mlp
+      >>> from dlopt_helpers.lab.twins import keras_twin
       >>> load(convert(keras_twin(mlp())))(np.zeros((3, 40), "float32")).shape
       (3, 10)
     """

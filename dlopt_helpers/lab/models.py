@@ -50,30 +50,3 @@ def cnn(channels=25, seed=0):
         for inputs, kernel in ((1, 5), (channels, 3), (channels, 3)):
             layers += [nn.Conv1d(inputs, channels, kernel, stride=2, padding=1), nn.ReLU()]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * channels, 10))
-
-
-def keras_twin(model):
-    """Return the Keras model that computes what ``model`` does, from the same weights.
-
-    Args:
-      model: an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``, such as :func:`mlp` makes.
-
-    Raises:
-      ValueError: if ``model`` holds any other layer.
-
-    Example:
-      >>> keras_twin(mlp()).count_params()
-      15210
-    """
-    import keras
-
-    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
-    other = [layer for layer in model if not isinstance(layer, nn.Linear | nn.ReLU)]
-    if other:
-        raise ValueError(f"model holds {other[0]}: only nn.Linear and nn.ReLU have a twin")
-    twin = keras.Sequential([keras.Input([linear[0].in_features])])
-    for layer in model:
-        is_linear = isinstance(layer, nn.Linear)
-        twin.add(keras.layers.Dense(layer.out_features) if is_linear else keras.layers.ReLU())
-    twin.set_weights([p.detach().numpy().T for layer in linear for p in (layer.weight, layer.bias)])
-    return twin

@@ -4,8 +4,6 @@ import math
 
 from torch import nn
 
-from dlopt_helpers.lab import models
-
 
 def keras_twin(model):
     """Return the Keras model that computes what ``model`` does, from the same weights.
@@ -21,22 +19,15 @@ def keras_twin(model):
       ValueError: if ``model`` holds any other layer.
 
     Example:
-      >>> keras_twin(models.cnn()).count_params()
+      >>> from dlopt_helpers.lab.models import cnn
+      >>> keras_twin(cnn()).count_params()
       5210
     """
     import keras
 
-    if all(isinstance(layer, nn.Linear | nn.ReLU) for layer in model):
-        return models.keras_twin(model)
-    if not isinstance(model[0], nn.Unflatten):
-        raise ValueError(f"model has no twin: layer '0' is {model[0]}, not nn.Unflatten")
-    twin, weights, flattened = (
-        keras.Sequential([keras.Input([math.prod(model[0].unflattened_size)])]),
-        [],
-        None,
-    )
+    twin, weights, flattened = keras.Sequential([keras.Input([_inputs(model[0])])]), [], None
     for name, layer in model.named_children():
-        if isinstance(layer, nn.Flatten):
+        if isinstance(layer, nn.Flatten) and len(twin.output_shape) > 2:
             flattened = twin.output_shape[1:]
         for new in _keras_layers(name, layer):
             twin.add(new)
@@ -47,6 +38,15 @@ def keras_twin(model):
             weights += [kernel.T, *bias]
     twin.set_weights(weights)
     return twin
+
+
+def _inputs(first):
+    match first:
+        case nn.Linear():
+            return first.in_features
+        case nn.Unflatten():
+            return math.prod(first.unflattened_size)
+    raise ValueError(f"model has no twin: layer '0' is {first}, not nn.Linear or nn.Unflatten")
 
 
 def _channels_last(kernel, length, channels):

@@ -14,7 +14,8 @@ from dlopt_helpers.bridges.distillation_keras import Distiller, logits
 from dlopt_helpers.bridges.distillation_torch import distillation_step
 from dlopt_helpers.bridges.distillation_torch import logits as torch_logits
 from dlopt_helpers.distillation import distillation_loss
-from dlopt_helpers.lab.models import keras_twin, mlp
+from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.twins import keras_twin
 
 torch.set_num_threads(1)
 RNG = np.random.default_rng(0)

@@ -1,9 +1,7 @@
-import keras
-import numpy as np
 import pytest
 import torch
 
-from dlopt_helpers.lab.models import cnn, keras_twin, mlp
+from dlopt_helpers.lab.models import cnn, mlp
 
 
 def test_mlp_has_the_sizes_of_the_paper():
@@ -28,18 +26,3 @@ def test_seed_decides_the_weights_and_nothing_else(network):
     a, b, c = (next(network(seed=seed).parameters()) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_keras_twin_computes_the_same():
-    model = mlp(hidden=(9, 5))
-    x = np.random.default_rng(0).normal(size=(8, 40)).astype("float32")
-    with torch.no_grad():
-        expected = model(torch.from_numpy(x)).numpy()
-    twin = keras_twin(model)
-    assert isinstance(twin, keras.Model)
-    np.testing.assert_allclose(twin(x), expected, atol=1e-6)
-
-
-def test_no_twin_of_other_layers():
-    with pytest.raises(ValueError, match="Tanh"):
-        keras_twin(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
