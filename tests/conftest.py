@@ -1,9 +1,12 @@
-"""For every test: no network, one thread, and a run without a single passed test is a failure."""
+"""For every test: no network, one thread, the same draws, and a run without a passed test is a failure."""
 
+import itertools
 import os
 import runpy
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 NO_NETWORK = Path(__file__).parent / "no_network"
@@ -15,6 +18,15 @@ if str(NO_NETWORK) not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
     # Run by hand and not by make: guard this process, and by the variable those that it starts.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(NO_NETWORK), os.environ.get("PYTHONPATH", "")])
     runpy.run_path(str(NO_NETWORK / "sitecustomize.py"))
+
+
+@pytest.fixture(autouse=True)
+def same_draws(request, monkeypatch):
+    """Exercises draw fresh inputs at each call; a test gets the same ones each time, by its name."""
+    seeds, seeded = itertools.count(zlib.crc32(request.node.nodeid.encode())), np.random.default_rng
+    monkeypatch.setattr(
+        np.random, "default_rng", lambda seed=None: seeded(next(seeds) if seed is None else seed)
+    )
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,11 @@ def test_a_goal_has_to_be_reached_on_every_draw():
 @pytest.mark.parametrize("answer", [..., lambda x: ..., raises])
 def test_a_goals_stub_is_not_answered(answer):
     assert goal.judge(answer) == (None, NOT_ANSWERED)
+
+
+def test_draws_are_fresh_at_each_call_and_the_same_in_each_run_of_this_test(request):
+    seen = []
+    for _ in range(2):
+        check.judge(lambda x: seen.append(x[0]))
+    assert len(set(seen)) == len(seen) == 10
+    assert seen[0] == np.random.default_rng(zlib.crc32(request.node.nodeid.encode())).normal()
