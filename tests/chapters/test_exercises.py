@@ -23,7 +23,7 @@ every_check = pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 @pytest.mark.parametrize(("name", "hint"), MISTAKES)
 def test_each_mistake_earns_its_own_hint(name, hint):
     check = CHECKS[name]
-    for _ in range(20):  # draws on which two mistakes agree may be rare
+    for _ in range(40):  # draws on which two mistakes agree may be rare
         assert check.judge(check.mistakes[hint]) == (False, f"✗ {hint}")
 
 

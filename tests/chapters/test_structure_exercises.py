@@ -97,7 +97,7 @@ CHOICE_FLAWS = [
     (choice_by_the_median, ["right for the mean or the median"]),
     (
         lambda macs, times, accuracies, budget: int(macs.argmax()),
-        ["fast enough, with", "needs over", "slowest"],
+        ["fast enough, with", "needs over", "the slowest"],
     ),
     (
         lambda macs, times, accuracies, budget: int(macs.argmin()),
