@@ -133,8 +133,8 @@ def race_explorer():
         initial={"lr": 0.05, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
         title="A race from one start",
         caption=(
-            "Left: 100 steps of each rule on the contour lines; a dot marks where it ended, the green cross "
-            "the minimum. Right: how high above it each rule is. A line that breaks off has diverged."
+            "On the contour lines: 100 steps of each rule; a dot marks where it ended, the green cross the "
+            "minimum. By step: how high above it each rule is. A line that breaks off has diverged."
         ),
     )
 
@@ -345,8 +345,8 @@ def basin_explorer(runs):
         compute=one_training,
         title="Basins of the learning rate",
         caption=(
-            "Left: mean test accuracy of five seeds after 1,000 steps, a line for each rule. The dot is the "
-            "chosen rule at the chosen rate; its runs stand on the right (the band spans the seeds)."
+            "By learning rate: mean test accuracy of five seeds after 1,000 steps, a line for each rule. The "
+            "dot is the chosen rule at the chosen rate. By step: its runs (the band spans the seeds)."
         ),
     )
 

@@ -276,9 +276,9 @@ def lessons_explorer(runs):
         compute=one_setting,
         title="When a teacher helps",
         caption=(
-            "Left: accuracy on 10,000 fresh examples by learning rate, mean of five seeds; the large dot is "
-            "the rate that the validation examples choose. Right: gain over the student alone, each at its "
-            "best rate, with two standard errors. Shuffled: the control."
+            "By learning rate: accuracy on 10,000 fresh examples, mean of five seeds; the large dot is the "
+            "rate that the validation examples choose. By temperature: gain over the student alone, each at "
+            "its best rate, with two standard errors. Shuffled: the control."
         ),
     )
 

@@ -146,8 +146,8 @@ def gradient_explorer():
         initial={"batch_size": 16, "stage": "untrained"},
         title="Mini-batch gradients around the full gradient",
         caption=(
-            "Left: 150 mini-batch gradients, seen along the full gradient (the arrow) and across it; those "
-            "left of zero would take the step uphill. Right: fourfold B halves their spread."
+            "The cloud: 150 mini-batch gradients, seen along the full gradient (the arrow) and across it; "
+            "those left of zero would take the step uphill. By batch size: fourfold B halves their spread."
         ),
     )
 
@@ -250,8 +250,8 @@ def path_explorer():
         initial={"surface": bowl.name, "lr": 0.07, "momentum": 0.0, "noise": 0.0},
         title="The path of SGD",
         caption=(
-            "Left: 50 steps on the contour lines of the surface; the green cross is the minimum. "
-            "Right: how high above it the path is. Above the predicted rate the bowl throws the path out."
+            "On the contour lines: 50 steps; the green cross is the minimum. By step: how high above it the "
+            "path is. Above the predicted rate the bowl throws the path out."
         ),
     )
 
