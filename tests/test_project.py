@@ -23,8 +23,8 @@ PUBLISHED = [Requirement(r) for r in PROJECT["project"]["dependencies"] + EXTRAS
 ALL = PUBLISHED + [Requirement(r) for extra in ("book", "test") for r in EXTRAS[extra]]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-# The subject: every module of the package that stands beside the rooms.
-SUBJECT = sorted(p.stem for p in (ROOT / "dlopt_helpers").glob("[!_]*.py"))
+# The subject: every module of the package that stands beside the rooms, but the one that composes them.
+SUBJECT = sorted({p.stem for p in (ROOT / "dlopt_helpers").glob("[!_]*.py")} - {"pipeline"})
 
 
 # --- what gets installed -----------------------------------------------------------------------------
