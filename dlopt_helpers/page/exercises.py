@@ -131,6 +131,8 @@ def _agree(a, b, tolerance):
             and len(a) == len(b)
             and all(_agree(x, y, tolerance) for x, y in zip(a, b, strict=True))
         )
+    if isinstance(a, str) or isinstance(b, str):
+        return isinstance(a, str) and isinstance(b, str) and a == b
     try:
         a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     except (TypeError, ValueError):

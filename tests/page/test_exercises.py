@@ -70,6 +70,37 @@ def test_inputs_are_fresh():
     assert len({x.tobytes() for x in seen}) == len(seen)
 
 
+words = Check(
+    lambda names: (names[-1], [f"{names[0]}!"]),
+    lambda rng: {"names": [f"stage{n}" for n in rng.permutation(9)]},
+    {"That is the first.": lambda names: (names[0], [f"{names[0]}!"])},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda names: (names[-1], [names[0] + "!"]), "✓ Correct."),
+        (lambda names: (names[0], [names[0] + "!"]), "That is the first."),
+        (lambda names: (names[1], [names[0] + "!"]), "Not yet. For names=('stage"),
+        (lambda names: (3.0, [names[0] + "!"]), "Not yet"),
+        (lambda names: (names[-1], f"{names[0]}!"), "Not yet"),
+        (lambda names: names.sort(), "in place"),
+        (lambda names: names.append("more"), "in place"),
+        (lambda names: names.__setitem__(0, "7"), "in place"),
+    ],
+)
+def test_words_are_compared_as_they_are(answer, hint):
+    assert hint in words.judge(answer)[1]
+
+
+def test_words_that_look_like_numbers_stay_words():
+    same = Check(lambda word: word, lambda rng: {"word": "4"})
+    assert same.judge(lambda word: "4")[0] is True
+    assert same.judge(lambda word: "4.0")[0] is same.judge(lambda word: 4)[0] is False
+    assert Check(lambda n: n, lambda rng: {"n": 4}).judge(lambda n: "4")[0] is False
+
+
 goal = Goal(
     lambda x: x + 1,
     lambda rng: {"x": rng.normal(size=3)},
