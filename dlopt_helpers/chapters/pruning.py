@@ -351,8 +351,8 @@ def methods_explorer(runs):
         title="How much can go, and how",
         caption=(
             "By how much is cut: mean accuracy of five seeds on 10,000 fresh examples after the cut and "
-            "1,000 more steps; dashed, the dense network after the same 1,000 steps. By step: the runs behind "
-            "the large dot (the band spans the seeds)."
+            "1,000 more steps; dashed, the dense network after the same 1,000 steps. By step: the runs "
+            "behind the large dot (the band spans the seeds)."
         ),
     )
 
@@ -433,8 +433,8 @@ def units_explorer(removals, runs):
         title="Taking units out",
         caption=(
             "By share of units: mean accuracy of five seeds on 10,000 fresh examples, after the cut, after "
-            "1,000 more steps, and of a network of that size trained from scratch; dashed, the dense network. "
-            "Bars: what the smaller network saves. The times are stored measurements."
+            "1,000 more steps, and of a network of that size trained from scratch; dashed, the dense "
+            "network. Bars: what the smaller network saves. The times are stored measurements."
         ),
     )
 
