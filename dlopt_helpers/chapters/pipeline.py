@@ -48,7 +48,7 @@ def table(rows, times=True):
     mean = of[["accuracy", "nll", "bytes", "smaller", "faster 1", "faster 64"]].mean()
     low, high = of.accuracy.min(), of.accuracy.max()
     shown = {
-        "accuracy,\xa0%": [
+        "accuracy, %": [
             f"{100 * m:.1f}\xa0({100 * a:.1f}–{100 * b:.1f})"
             for m, a, b in zip(mean.accuracy, low, high, strict=True)
         ],
@@ -57,7 +57,7 @@ def table(rows, times=True):
         "smaller": mean.smaller.map(shown_factor),
     }
     if times:
-        shown |= {f"faster,\xa0batch\xa0{n}": mean[f"faster {n}"].map(shown_factor) for n in (1, 64)}
+        shown |= {f"faster, batch {n}": mean[f"faster {n}"].map(shown_factor) for n in (1, 64)}
     return pd.DataFrame(shown, index=mean.index).droplevel("number")
 
 

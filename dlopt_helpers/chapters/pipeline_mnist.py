@@ -306,12 +306,12 @@ def table(rows):
     error = of.error.agg(["mean", "min", "max"])
     shown = pd.DataFrame(
         {  # spaces that do not break keep a cell on one line
-            "error,\xa0%": [f"{m:.2f}\xa0({a:.2f}–{b:.2f})" for m, a, b in error.to_numpy()],
+            "error, %": [f"{m:.2f}\xa0({a:.2f}–{b:.2f})" for m, a, b in error.to_numpy()],
             "kB": (mean.bytes / 1e3).map(_kilo),
-            "zipped,\xa0kB": (mean.zipped / 1e3).map(_kilo),
+            "zipped, kB": (mean.zipped / 1e3).map(_kilo),
             "smaller": mean.smaller.map(shown_factor),
-            "smaller,\xa0zipped": mean.packed.map(shown_factor),
-            **{f"faster,\xa0batch\xa0{n}": mean[f"faster {n}"].map(shown_factor) for n in (1, 64)},
+            "smaller, zipped": mean.packed.map(shown_factor),
+            **{f"faster, batch {n}": mean[f"faster {n}"].map(shown_factor) for n in (1, 64)},
         }
     ).droplevel("number")
     parts = [part for name in rows.group.unique() for part in (shown.loc[[name]], _paper(name, shown))]

@@ -169,12 +169,12 @@ def table(rows):
     low, high = 100 * of.accuracy.min(), 100 * of.accuracy.max()
     float_bytes = mean.bytes[REFERENCE]
     shown = {  # spaces that do not break keep a cell on one line
-        "accuracy,\xa0%": [
+        "accuracy, %": [
             f"{100 * m:.1f}\xa0({a:.1f}–{b:.1f})" for m, a, b in zip(mean.accuracy, low, high, strict=True)
         ],
         "kB": (mean.bytes / 1e3).map("{:,.0f}".format),
-        "zipped,\xa0kB": (mean.zipped / 1e3).map("{:,.0f}".format),
+        "zipped, kB": (mean.zipped / 1e3).map("{:,.0f}".format),
         "smaller": (float_bytes / mean.bytes).map("{:.2g}".format),
-        **{f"faster,\xa0batch\xa0{n}": mean[f"faster {n}"].map("{:.2g}".format) for n in BATCHES},
+        **{f"faster, batch {n}": mean[f"faster {n}"].map("{:.2g}".format) for n in BATCHES},
     }
     return pd.DataFrame(shown, index=mean.index)

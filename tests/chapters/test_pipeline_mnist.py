@@ -36,6 +36,14 @@ def written(folder):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """What a test replaces here, another process would not know of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DLOPT_JOBS", raising=False)
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path):
     return written(tmp_path)

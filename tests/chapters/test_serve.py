@@ -4,6 +4,7 @@ import ast
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -236,11 +237,17 @@ def test_the_process_ends_with_the_block(file, processes, error):
 
 def test_ends_quietly_when_it_is_interrupted(file, processes, tmp_path):
     (tmp_path / "model.onnx").write_bytes(file)
-    command = [*COMMAND, str(tmp_path / "model.onnx"), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, str(tmp_path / "model.onnx"), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell runs in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
     finally:
         process.kill()
