@@ -1,5 +1,6 @@
 """Every chapter keeps the shape of a chapter; each check is shown to fail on a chapter that does not."""
 
+import ast
 import copy
 import re
 from pathlib import Path
@@ -81,7 +82,17 @@ def wrong_exercises(notebook):
             yield f"{title}: the solution stores no passed check"
 
 
-RULES = [wrong_outputs, wrong_start, wrong_parts, wrong_exercises]
+def wrong_claims(notebook):
+    """No list stands between `and`s: it is true because it is not empty, whatever it holds."""
+    lists = (ast.List, ast.ListComp, ast.Tuple, ast.GeneratorExp)
+    for index, cell in _code(notebook):
+        if "claim(" in cell.source:
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.BoolOp) and any(isinstance(value, lists) for value in node.values):
+                    yield f"cell {index}: wrap the list in all(...): {ast.unparse(node)}"
+
+
+RULES = [wrong_outputs, wrong_start, wrong_parts, wrong_exercises, wrong_claims]
 
 
 # --- every chapter -----------------------------------------------------------------------------------
@@ -150,6 +161,10 @@ SPOILT = {  # which rule must object, and how a good chapter is spoilt
     "no solution": (wrong_exercises, _without("answer = 2")),
     "solution not folded": (wrong_exercises, _tagged("answer = 2", CHECKED)),
     "solution of another check": (wrong_exercises, _source("answer = 2", "answer = 2\ncheck_x(answer)")),
+    "list that is not looked at": (
+        wrong_claims,
+        _source("claim(", "claim('One.', [one > 2 for one in [1]] and True)"),
+    ),
     "solution that fails": (wrong_exercises, _outputs("answer = 2", new_output("stream", text="✗ No."))),
 }
 
