@@ -11,8 +11,8 @@ CHECKED = "nbval-check-output"
 FOLDING = ("cellView", "jupyter", "mystnb", "tags")  # how Colab, JupyterLab and the book fold a cell
 # Colab's protobuf is too old for ONNX 1.23.
 ON_COLAB_MISSING = """
-    ai-edge-litert autoray backports.strenum mnist1d 'onnx<1.23' onnx-ir onnxruntime onnxscript
-    torch-pruning vl-convert-python
+    ai-edge-litert autoray backports.strenum colorlog mnist1d 'onnx<1.23' onnx-ir onnxruntime onnxscript
+    optuna schedulefree torch-pruning vl-convert-python
 """
 
 
