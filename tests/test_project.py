@@ -1,6 +1,7 @@
 """The files around the book agree with one another, and the rooms of the package keep their walls."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -23,8 +24,9 @@ PUBLISHED = [Requirement(r) for r in PROJECT["project"]["dependencies"] + EXTRAS
 ALL = PUBLISHED + [Requirement(r) for extra in ("book", "test") for r in EXTRAS[extra]]
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-# The subject: every module of the package that stands beside the rooms, but the one that composes them.
-SUBJECT = sorted({p.stem for p in (ROOT / "dlopt_helpers").glob("[!_]*.py")} - {"pipeline"})
+# The subject: every module of the package that stands beside the rooms, but the one that composes them and
+# the one that checks a set-up.
+SUBJECT = sorted({p.stem for p in (ROOT / "dlopt_helpers").glob("[!_]*.py")} - {"doctor", "pipeline"})
 
 
 # --- what gets installed -----------------------------------------------------------------------------
@@ -160,11 +162,30 @@ def test_repository_is_one():
     assert set(named) <= {url}
 
 
+def test_every_chapter_is_named_where_readers_look():
+    front = {name: (ROOT / name).read_text() for name in ("intro.md", "README.md")}
+    for path in (ROOT / "chapters").glob("*.ipynb"):
+        start = "".join(json.loads(path.read_text())["cells"][0]["source"])
+        title, minutes = re.search(r"# ([\d.]+ .+)\n(?s:.*?)\*(\d+) minutes", start).groups()
+        row = re.search(rf"\(chapters/{path.name}\).*\| (\d+) \|", front["intro.md"])
+        assert row and row[1] == minutes, f"{title} takes {minutes} minutes"
+        assert f"[{title}](chapters/{path.name})" in front["README.md"], title
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    bibtex = (ROOT / "intro.md").read_text()
+    url = PROJECT["project"]["urls"]["Repository"]
+    assert (citation["version"], citation["repository-code"]) == (dlopt_helpers.__version__, url)
+    assert f"version = {{{dlopt_helpers.__version__}}}" in bibtex and f"url     = {{{url}}}" in bibtex
+    assert citation["title"] in bibtex and citation["authors"] == [{"name": "The dlopt authors"}]
+
+
 def test_no_file_names_a_place_of_one_machine():
     own = re.compile(r"(?<![\w.])/(?:work|root|home|opt|Users)/\w")
     folders = ["benchmarks", "chapters", "dlopt_helpers", "tests"]
     paths = [p for folder in folders for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts]
-    paths += [p for p in ROOT.iterdir() if p.suffix in (".lock", ".md", ".toml", ".yml")]
+    paths += [p for p in ROOT.iterdir() if p.suffix in (".cff", ".lock", ".md", ".toml", ".yml")]
     named = {p.name: own.findall(p.read_text()) for p in paths if p.is_file() and own.search(p.read_text())}
     assert not named
 
