@@ -151,7 +151,8 @@ def _loaded_by(module):
 def test_contents_are_the_chapters():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    assert sorted(listed) == sorted(f"chapters/{path.stem}" for path in (ROOT / "chapters").glob("*.ipynb"))
+    there = [*(ROOT / "chapters").glob("*.ipynb"), *(ROOT / "workshop").glob("*.md")]
+    assert sorted(listed) == sorted(f"{path.parent.name}/{path.stem}" for path in there)
     assert (ROOT / f"{contents['root']}.md").exists()
 
 
@@ -183,7 +184,7 @@ def test_citation_is_of_this_version():
 
 def test_no_file_names_a_place_of_one_machine():
     own = re.compile(r"(?<![\w.])/(?:work|root|home|opt|Users)/\w")
-    folders = ["benchmarks", "chapters", "dlopt_helpers", "tests"]
+    folders = ["benchmarks", "chapters", "dlopt_helpers", "tests", "workshop"]
     paths = [p for folder in folders for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts]
     paths += [p for p in ROOT.iterdir() if p.suffix in (".cff", ".lock", ".md", ".toml", ".yml")]
     named = {p.name: own.findall(p.read_text()) for p in paths if p.is_file() and own.search(p.read_text())}
