@@ -14,11 +14,11 @@ STORED = Path(__file__).with_suffix(".csv")
 # Each measure by its name on the page: larger is better, and whether effects on it multiply.
 MEASURES = {
     "accuracy": False,
-    "times smaller": True,
-    "times faster, one example": True,
-    "times faster, 64 examples": True,
-    "times cheaper to train": True,
-    "times cheaper, teachers included": True,
+    "smaller file": True,
+    "faster, 1 example": True,
+    "faster, 64 examples": True,
+    "cheaper training": True,
+    "cheaper, with teachers": True,
 }
 
 
@@ -43,11 +43,11 @@ def worth(rows):
     total = rows.macs + rows.teachers
     return rows.assign(
         **{
-            "times smaller": of(base.bytes) / rows.bytes,
-            "times faster, one example": rows["faster 1"],
-            "times faster, 64 examples": rows["faster 64"],
-            "times cheaper to train": of(base.macs) / rows.macs,
-            "times cheaper, teachers included": of(base.macs) / total,
+            "smaller file": of(base.bytes) / rows.bytes,
+            "faster, 1 example": rows["faster 1"],
+            "faster, 64 examples": rows["faster 64"],
+            "cheaper training": of(base.macs) / rows.macs,
+            "cheaper, with teachers": of(base.macs) / total,
         }
     )
 
@@ -63,7 +63,7 @@ def game(rows, measure):
     found = worth(rows).set_index(LEVERS)[measure]
     if MEASURES[measure]:
         found = np.log(found)
-    mean = found.groupby(LEVERS).mean().sort_index().to_numpy().reshape((2,) * len(LEVERS))
+    mean = found.groupby(LEVERS).mean().to_numpy().reshape((2,) * len(LEVERS))
     return np.exp(mean) if MEASURES[measure] else mean
 
 
@@ -155,7 +155,12 @@ def part_rows(rows):
 def _pairs(chosen):
     """Return the chart of the pairs: a field for each two levers."""
     fields = chosen.transform_filter("datum.lever != datum.other").encode(
-        x=alt.X("other:N", title=None, sort=LEVERS, axis=alt.Axis(labelAngle=-35, domain=False, ticks=False)),
+        x=alt.X(
+            "other:N",
+            title=None,
+            sort=LEVERS,
+            axis=alt.Axis(labelAngle=-45, labelOverlap=False, domain=False, ticks=False),
+        ),
         y=alt.Y("lever:N", title=None, sort=LEVERS, axis=alt.Axis(domain=False, ticks=False)),
     )
     color = alt.condition("datum.size < 0", alt.value(RED), alt.value(BLUE))
@@ -190,7 +195,7 @@ def parts_explorer(rows):
             Choice("measure", "Measure", options=list(MEASURES)),
             Choice("counted", "Each lever counts as switched on", options=COUNTED),
         ],
-        initial={"measure": "times smaller", "counted": COUNTED[1]},
+        initial={"measure": "smaller file", "counted": COUNTED[1]},
         title="Who did how much?",
         caption=(
             "Bars: the part of each lever in the chosen measure, in points of accuracy or as a factor; blue "
@@ -234,8 +239,8 @@ def switches_explorer(rows):
         times = alt.X(
             "value:Q",
             title=None,
-            axis=alt.Axis(values=[0.1, 1, 10, 100, 1_000], format="~r"),
-            scale=alt.Scale(type="log", domain=[0.1, 3_000], nice=False),
+            axis=alt.Axis(values=[0.1, 1, 10, 100, 1_000], format=",~r"),
+            scale=alt.Scale(type="log", domain=[0.1, 100_000], nice=False),
         )
         y = alt.Y("measure:N", title=None, sort=list(MEASURES), axis=alt.Axis(labelLimit=220))
         right = chosen.transform_filter("datum.measure == 'accuracy'")
