@@ -209,7 +209,10 @@ def test_a_data_set_of_tensorflow():
     one, other, teacher = net(0), net(0), net(1)
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(10)
     history = compiled(one, teacher).fit(data, epochs=3, verbose=0).history
-    assert history == fit(compiled(other, teacher), Y)
+    expected = fit(compiled(other, teacher), Y)
+    assert set(history) == set(expected)
+    for name, values in expected.items():  # on some processors a sum's last bit hangs on where the data lie
+        assert history[name] == pytest.approx(values, rel=1e-6), name
 
 
 def test_a_student_that_is_built_by_its_first_batch():
