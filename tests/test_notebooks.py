@@ -35,6 +35,8 @@ def wrong_outputs(notebook):
             yield f"cell {index} is checked, but stores no output to compare with"
         if cell.outputs and not checked:
             yield f"cell {index} stores an output that nothing checks"
+        if any(o.output_type in ("execute_result", "display_data") for o in cell.outputs):
+            yield f"cell {index} stores a value that another processor may round otherwise: give it its own cell"
         if "widget-view" in str(cell.outputs):
             yield f"cell {index} stores a widget, which is nothing without its kernel: run `make claims`"
         if cell.execution_count != (1 if cell.outputs else None):
@@ -146,6 +148,10 @@ SPOILT = {  # which rule must object, and how a good chapter is spoilt
         wrong_outputs,
         _outputs("claim(", new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}})),
     ),
+    "stored value": (
+        wrong_outputs,
+        _outputs("claim(", new_output("execute_result", {"text/plain": "0.617"}, execution_count=1)),
+    ),
     "stored warning": (wrong_outputs, _outputs("claim(", new_output("stream", name="stderr", text="!"))),
     "stored error": (wrong_outputs, _outputs("claim(", new_output("error"))),
     "no title": (wrong_start, _without("# 3.1")),
@@ -200,10 +206,10 @@ def test_keep_claims_stores_claims_alone():
     for _, cell in _code(notebook):
         cell.execution_count = 7
         cell.metadata["execution"] = {"iopub.status.idle": "now"}
-        cell.outputs = [new_output("stream", text="✓ Yes."), new_output("execute_result", execution_count=7)]
+        cell.outputs = [new_output("stream", text="✓ Yes.")]
     keep_claims(notebook)
     assert list(wrong_outputs(notebook)) == []
-    assert sum(len(cell.outputs) for _, cell in _code(notebook)) == 4
+    assert sum(len(cell.outputs) for _, cell in _code(notebook)) == 2
     assert "now" not in str(notebook) and "3.11" not in str(notebook.metadata)
 
 

@@ -54,9 +54,6 @@ def keep_claims(notebook):
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs) if CHECKED in tags else []
             cell.execution_count = 1 if cell.outputs else None
-            for output in cell.outputs:
-                if output.output_type == "execute_result":
-                    output.execution_count = 1
 
 
 def _joined(outputs):
