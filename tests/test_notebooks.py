@@ -36,7 +36,7 @@ def wrong_outputs(notebook):
         if cell.outputs and not checked:
             yield f"cell {index} stores an output that nothing checks"
         if any(o.output_type in ("execute_result", "display_data") for o in cell.outputs):
-            yield f"cell {index} stores a value that another processor may round otherwise: give it its own cell"
+            yield f"cell {index} stores a value, which other processors round otherwise: show it apart"
         if "widget-view" in str(cell.outputs):
             yield f"cell {index} stores a widget, which is nothing without its kernel: run `make claims`"
         if cell.execution_count != (1 if cell.outputs else None):
