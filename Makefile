@@ -1,6 +1,7 @@
 # `make` alone lists what there is.
 PYTHON ?= python3
 TORCH  ?= 2.13.0
+UPGRADE ?= --upgrade
 PORT   ?= 8000
 
 BIN   := .venv/bin
@@ -21,18 +22,17 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock bench clean _build
+.PHONY: help book serve lab test lint claims lock bench fork clean _build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml postBuild
 	$(call say,Setting up .venv with the pinned packages. The first time takes some minutes.)
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed. Name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@{ $(BIN)/python -m pip install -r requirements.lock \
-	  && $(BIN)/python -m pip install --no-deps --no-build-isolation -e .; } >.venv/pip.log 2>&1 \
+	@sh postBuild $(BIN)/python >.venv/pip.log 2>&1 \
 	  || { grep -v '^WARNING' .venv/pip.log | tail -n 20; echo "The whole log: .venv/pip.log"; exit 1; }
 	@mkdir -p .venv/etc/ipython # kernels need not warn that loopback is not encrypted
 	@echo 'c.IPKernelApp.log_level = 40' >.venv/etc/ipython/ipython_kernel_config.py
@@ -71,24 +71,34 @@ test: $(READY) ## run every check, from lint to the built pages
 claims: $(READY) ## execute the chapters, store the outputs that claims make and no others
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
 
-# TensorFlow has two names by machine, and torch brings its CUDA packages where it wants them.
-lock: ## pin the newest packages in requirements.lock
+# Of torch the wheel that pip takes here may be another than those of the index: its hash is added. The packages
+# that torch's CUDA build wants are left out; see postBuild.
+lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pinned)
+	$(call say,Resolving for every system and each Python)
 	@$(PYTHON) -m venv _build/lock
-	@_build/lock/bin/python -m pip install pip-tools >_build/lock/pip.log 2>&1
-	@_build/lock/bin/pip-compile --upgrade $(TORCH:%=--upgrade-package torch==%) --allow-unsafe --strip-extras \
-	  --extra frameworks --extra book --extra test --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --output-file _build/lock/all pyproject.toml >>_build/lock/pip.log 2>&1 \
-	  || { tail -n 20 _build/lock/pip.log; exit 1; }
-	@{ echo '# Made by `make lock`: every package at the version that the book is built and tested with.'; \
-	   sed -E -e '/^(#|$$|nvidia-|cuda-|triton)/d' -e 's/^(torch==[^+]*)[+].*/\1/' \
-	     -e '/^tensorflow(-cpu)?==/d' _build/lock/all; \
-	   awk -F == '/^tensorflow-cpu==/ { \
-	     print $$0 "; platform_machine != '"'arm64' and platform_machine != 'aarch64'"'"; \
-	     print "tensorflow==" $$2 "; platform_machine == '"'arm64' or platform_machine == 'aarch64'"'" }' \
-	     _build/lock/all; } >requirements.lock
+	@_build/lock/bin/python -m pip install uv >_build/lock/log 2>&1 || { tail _build/lock/log; exit 1; }
+	@cp requirements.lock _build/lock/all
+	@_build/lock/bin/uv pip compile $(UPGRADE) $(TORCH:%=--upgrade-package torch==%) --all-extras --universal \
+	  --python-version 3.11 --generate-hashes --strip-extras --no-header --no-annotate \
+	  --output-file _build/lock/all pyproject.toml >_build/lock/log 2>&1 || { tail _build/lock/log; exit 1; }
+	@torch=$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' _build/lock/all); \
+	  _build/lock/bin/python -m pip install --dry-run --quiet --no-deps --ignore-installed \
+	    --report _build/lock/torch.json "$$torch" >_build/lock/log 2>&1 || { tail _build/lock/log; exit 1; }
+	@here=$$(sed -n 's/.*"sha256": "\(.*\)".*/\1/p' _build/lock/torch.json | head -n 1); \
+	  ! grep -q "$$here" _build/lock/all || here=; \
+	  awk -v here="$$here" 'BEGIN { print "# Made by `make lock`: what the book is built and tested with." } \
+	    /^[a-z]/ { keep = !/^(nvidia-|cuda-|triton)/ } keep \
+	    /^torch==/ && here { print "    --hash=sha256:" here " \\" }' _build/lock/all >_build/lock/new
+	@mv _build/lock/new requirements.lock
+	@$(MAKE) --no-print-directory $(READY)
+	@$(BIN)/python tests/licences.py >_build/lock/new
+	@mv _build/lock/new LICENSES/dependencies.md
 
 bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their spread
 	@set -e; for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script"; done
+
+fork: ## give your copy another repository: make fork REPO=owner/name
+	@$(PYTHON) -m dlopt_helpers.page.fork "$(REPO)"
 
 clean: ## remove what was built, and keep .venv
 	@rm -rf _build .cache .hypothesis .pytest_cache .ruff_cache

@@ -27,7 +27,7 @@ def setup_cell(repository, version):
       version: the version of the package, whose tag is ``v`` and the version.
 
     Example:
-      >>> print(setup_cell("https://github.com/dlopt-book/dlopt", "0.1.0").splitlines()[2])
+      >>> print(setup_cell("https://github.com/owner/book", "0.1.0").splitlines()[2])
       if importlib.util.find_spec("dlopt_helpers") is None:
     """
     words = [*ON_COLAB_MISSING.split(), f"git+{repository}@v{version}"]
