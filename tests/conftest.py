@@ -29,15 +29,15 @@ def same_draws(request, monkeypatch):
     )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session, exitstatus):
-    passed = session.testscollected - session.testsfailed - _skipped["count"]
-    if exitstatus == pytest.ExitCode.OK and passed <= 0 and not session.config.option.collectonly:
-        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-
-
-_skipped = {"count": 0}
+_passed = set()
 
 
 def pytest_runtest_logreport(report):
-    _skipped["count"] += report.skipped
+    if report.when == "call" and report.passed:
+        _passed.add(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus == pytest.ExitCode.OK and not _passed and not session.config.option.collectonly:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
