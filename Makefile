@@ -22,7 +22,7 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock bench fork clean _build
+.PHONY: help book serve lab test lint claims lock mutants bench fork clean _build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 	@$(MAKE) --no-print-directory $(READY)
 	@$(BIN)/python tests/licences.py >_build/lock/new
 	@mv _build/lock/new LICENSES/dependencies.md
+
+mutants: $(READY) ## plant famous faults, see which test catches each (JOBS=2 at once)
+	@$(OFFLINE) $(BIN)/python tests/mutants.py
 
 bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their spread
 	@set -e; for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script"; done
