@@ -9,8 +9,10 @@ import tomllib
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+import licences
 import pytest
 import yaml
+from packaging.licenses import canonicalize_license_expression
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
@@ -22,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 PUBLISHED = [Requirement(r) for r in PROJECT["project"]["dependencies"] + EXTRAS["frameworks"]]
 ALL = PUBLISHED + [Requirement(r) for extra in ("book", "test") for r in EXTRAS[extra]]
-LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+LOCK = licences.pins()
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # The subject: every module of the package that stands beside the rooms, but the one that composes them and
 # the one that checks a set-up.
@@ -37,19 +39,39 @@ def test_published_dependencies_have_lower_bounds_only():
         assert [s.operator for s in requirement.specifier] == [">="], requirement
 
 
-def test_lock_is_exact_and_names_no_place():
-    assert len(LOCK) > 100
-    for line in LOCK:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+(; [^/]+)?", line), line
+def test_lock_is_exact_and_hashed_and_names_no_place():
+    entries = re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text()).replace("\\\n", "").splitlines()
+    assert len(entries) == len(LOCK) > 100
+    for entry in entries:
+        pin, *hashes = re.split(r" +--hash=", entry)
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+( ; [^/]+)?", pin), pin
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), pin
 
 
 @pytest.mark.parametrize("requirement", ALL, ids=str)
 def test_lock_holds_each_dependency(requirement):
-    pins = {_plain(pin.name): pin for pin in map(Requirement, LOCK)}
-    pin = pins[_plain(requirement.name)]
-    version = next(iter(pin.specifier)).version
-    assert requirement.specifier.contains(version), f"{requirement} against {pin}"
-    assert str(pin.marker) == str(requirement.marker)
+    pins = [pin for pin in LOCK if _plain(pin.name) == _plain(requirement.name)]
+    assert pins
+    for pin in pins:  # several where a Python, or a system, needs another version
+        version = next(iter(pin.specifier)).version
+        assert requirement.specifier.contains(version), f"{requirement} against {pin}"
+    assert len(pins) > 1 or str(pins[0].marker) == str(requirement.marker)
+
+
+def test_licences_are_those_of_the_lock():
+    listed = (ROOT / "LICENSES" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| (\S+) \| (\d\S*) \| (.+) \|$", listed, re.MULTILINE)
+    assert [row[:2] for row in rows] == [(pin.name, next(iter(pin.specifier)).version) for pin in LOCK]
+    for name, _, licence in rows:
+        assert canonicalize_license_expression(licence) == licence, f"{name} is under {licence}"
+
+
+def test_a_licence_that_nobody_states_is_asked_for(monkeypatch):
+    monkeypatch.delitem(licences.BY_HAND, "sphinxcontrib-qthelp")
+    with pytest.raises(SystemExit, match="sphinxcontrib-qthelp does not say its licence"):
+        licences.licence("sphinxcontrib-qthelp")
+    with pytest.raises(SystemExit, match="nothing-such is not installed"):
+        licences.licence("nothing-such")
 
 
 def test_imports_are_declared():
@@ -66,14 +88,15 @@ def test_imports_are_declared():
 
 def test_environment_installs_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["dependencies"][-1] == {"pip": ["-r requirements.lock", "-e ."]}
+    script = (ROOT / "postBuild").read_text()
+    assert "--require-hashes --no-deps -r requirements.lock" in script and " -e " in script
     python = next(d for d in environment["dependencies"] if d.startswith("python="))
     assert python.removeprefix("python=") == PROJECT["project"]["requires-python"].removeprefix(">=")
 
 
 def test_what_is_installed_is_what_is_locked():
     here = default_environment()
-    for pin in map(Requirement, LOCK):
+    for pin in LOCK:
         if pin.marker is None or pin.marker.evaluate(here):
             assert version(pin.name).split("+")[0] == next(iter(pin.specifier)).version, pin
 
