@@ -22,7 +22,7 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock mutants bench fork clean _build
+.PHONY: help book serve lab test lint claims lock mutants bench bundle fork clean _build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -87,7 +87,7 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 	@here=$$(sed -n 's/.*"sha256": "\(.*\)".*/\1/p' _build/lock/torch.json | head -n 1); \
 	  ! grep -q "$$here" _build/lock/all || here=; \
 	  awk -v here="$$here" 'BEGIN { print "# Made by `make lock`: what the book is built and tested with." } \
-	    /^[a-z]/ { keep = !/^(nvidia-|cuda-|triton)/ } keep \
+	    /^[a-z]/ { keep = !/^(nvidia-|cuda-|triton)/ } keep; \
 	    /^torch==/ && here { print "    --hash=sha256:" here " \\" }' _build/lock/all >_build/lock/new
 	@mv _build/lock/new requirements.lock
 	@$(MAKE) --no-print-directory $(READY)
@@ -102,6 +102,10 @@ bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their s
 
 fork: ## give your copy another repository: make fork REPO=owner/name
 	@$(PYTHON) -m dlopt_helpers.page.fork "$(REPO)"
+
+bundle: _build ## pack the book for a room without internet, and try it there
+	$(call say,Packing. Then installing it without a network)
+	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" PYTHONPATH=tests $(BIN)/python workshop/offline/pack.py
 
 clean: ## remove what was built, and keep .venv
 	@rm -rf _build .cache .hypothesis .pytest_cache .ruff_cache
