@@ -22,10 +22,10 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock mutants bench bundle fork clean _build
+.PHONY: help book serve lab test lint claims lock mutants bench bundle exercises slides fork clean _build
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(READY): requirements.lock pyproject.toml postBuild
 	$(call say,Setting up .venv with the pinned packages. The first time takes some minutes.)
@@ -67,6 +67,12 @@ test: $(READY) ## run every check, from lint to the built pages
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
 	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
+
+exercises: $(READY) ## write the exercises of each chapter as notebooks, to answer and with solutions
+	@$(BIN)/python -m dlopt_helpers.page.handouts chapters/*.ipynb
+
+slides: $(READY) ## make the slides anew from the book as it was built
+	@$(BIN)/python -m dlopt_helpers.page.slides
 
 claims: $(READY) ## execute the chapters, store the outputs that claims make and no others
 	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb

@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import dlopt_helpers
 from dlopt_helpers.page.notebooks import CHECKED, keep_claims, setup_cell
+from dlopt_helpers.page.slides import TAGS
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -94,7 +95,24 @@ def wrong_claims(notebook):
                     yield f"cell {index}: wrap the list in all(...): {ast.unparse(node)}"
 
 
-RULES = [wrong_outputs, wrong_start, wrong_parts, wrong_exercises, wrong_claims]
+def wrong_slides(notebook):
+    """A chapter has 8 to 16 slides: its title first, an explorer where it has one, its key points last."""
+    tagged = [(kinds[0], cell) for cell in notebook.cells if (kinds := [t for t in _tags(cell) if t in TAGS])]
+    count = sum(kind != "fragment" for kind, _ in tagged)
+    if not 8 <= count <= 16:
+        yield f"there are {count} slides, not 8 to 16: tag cells {TAGS}"
+    shown = [cell for _, cell in tagged]
+    if not tagged or shown[0] is not notebook.cells[0] or tagged[0][0] != "slide":
+        yield "the title is not the first slide"
+    if not shown or not shown[-1].source.startswith("## Key points"):
+        yield "the key points are not the last slide"
+    if any("explorer(" in c.source for c in notebook.cells) and not any(
+        "explorer(" in c.source for c in shown
+    ):
+        yield "no explorer is on a slide"
+
+
+RULES = [wrong_outputs, wrong_start, wrong_parts, wrong_exercises, wrong_claims, wrong_slides]
 
 
 # --- every chapter -----------------------------------------------------------------------------------
@@ -171,6 +189,13 @@ SPOILT = {  # which rule must object, and how a good chapter is spoilt
         wrong_claims,
         _source("claim(", "claim('One.', [one > 2 for one in [1]] and True)"),
     ),
+    "no slides": (wrong_slides, lambda n: [c.metadata.pop("tags", 0) for c in n.cells]),
+    "title on no slide": (wrong_slides, _tagged("# 3.1")),
+    "title that begins no slide": (wrong_slides, _tagged("# 3.1", "fragment")),
+    "no key points on a slide": (wrong_slides, _tagged("## Key points")),
+    "other end": (wrong_slides, _tagged("## References", "slide")),
+    "explorer on no slide": (wrong_slides, _tagged("explorer(")),
+    "too many slides": (wrong_slides, lambda n: n.cells.__setitem__(slice(1, 1), n.cells[:1] * 9)),
     "solution that fails": (wrong_exercises, _outputs("answer = 2", new_output("stream", text="✗ No."))),
 }
 
@@ -183,11 +208,18 @@ def test_rules_refuse_a_bad_chapter(rule, spoil):
 
 
 def _good():
-    text = {part: new_markdown_cell(f"## {part}") for part in PARTS}
+    shown = {"metadata": {"tags": ["slide"]}}
+    text = {
+        part: new_markdown_cell(f"## {part}", **copy.deepcopy(shown))
+        for part in PARTS
+        if part != "References"
+    }
+    text["References"] = new_markdown_cell("## References")
     done = {"execution_count": 1, "outputs": [new_output("stream", text="✓ Correct.\n")]}
     first, last = [text[part] for part in PARTS[:6]], [text[part] for part in PARTS[9:]]
     cells = [
-        *(new_markdown_cell("# 3.1 A chapter"), new_code_cell(SETUP), *first),
+        *(new_markdown_cell("# 3.1 A chapter", **shown), new_code_cell(SETUP), *first),
+        new_code_cell("chapter.explorer()", metadata={"tags": ["fragment"]}),
         new_code_cell("claim('One.', True)", metadata={"tags": [CHECKED]}, **copy.deepcopy(done)),
         *(*(text[part] for part in PARTS[6:9]), new_markdown_cell("### Exercise 1")),
         new_code_cell("answer = ...\ncheck_two(answer)"),

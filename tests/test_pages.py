@@ -9,19 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import DESK, PHONE, SETTLED, check_explorers, chromium, guarded, served
+from browser import DESK, MARKS, PHONE, SETTLED, check_explorers, chromium, guarded, served
 
 from dlopt_helpers.page.explorer import BLUE, Choice, Explorer, Slider, write_assets
 from dlopt_helpers.page.recurrence import Recurrence
 
 BOOK = Path(__file__).parents[1] / "_build" / "html"
 # The theme's own files lie under _static; a page that only sends its reader on has nothing to check.
-PAGES = sorted(
+FOUND = sorted(
     path.relative_to(BOOK).as_posix()
     for path in BOOK.rglob("*.html")
     if path.relative_to(BOOK).parts[0] != "_static" and 'http-equiv="Refresh"' not in path.read_text("utf-8")
 )
+DECKS = [path for path in FOUND if path.startswith("slides/")]
+PAGES = [path for path in FOUND if path not in DECKS]
 each_page = pytest.mark.parametrize("path", PAGES or ["index.html"])
+each_file = pytest.mark.parametrize("path", FOUND or ["index.html"])
 each_look = pytest.mark.parametrize("look", ["light", "dark"])
 
 
@@ -71,7 +74,7 @@ def test_fits_a_phone(book, browser, path):
         _check_width(page)
 
 
-@each_page
+@each_file
 def test_links_resolve(book, path):
     broken = []
     for link in _read(path).links:
@@ -85,9 +88,68 @@ def test_links_resolve(book, path):
     assert broken == []
 
 
-@each_page
+@each_file
 def test_pictures_speak(book, path):
     assert _read(path).silent == []
+
+
+# --- slides ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deck(book, browser):
+    """Show the slides of chapter 3.1, under the policy and on a screen as projectors have it."""
+    with guarded(browser, book, viewport={"width": 1280, "height": 720}) as page:
+        page.goto(f"{book}/slides/03_1_sgd.html")
+        page.wait_for_function("() => window.Reveal && Reveal.isReady()")
+        _wait_for_explorers(page)
+        yield page
+
+
+NOW = "[Reveal.getIndices().h, Reveal.getIndices().v].join()"
+
+
+def test_slides_advance_and_fit(deck):
+    seen = [deck.evaluate(NOW)]
+    for _ in range(99):
+        now = "() => { const at = Reveal.getCurrentSlide(); return at.scrollHeight - at.clientHeight }"
+        assert deck.evaluate(now) <= 2, f"slide {seen[-1]} is higher than the screen"
+        if deck.evaluate("Reveal.isLastSlide()"):
+            break
+        deck.keyboard.press("ArrowRight")
+        seen += [deck.evaluate(NOW)]
+    assert len(set(seen)) == deck.evaluate("Reveal.getTotalSlides()") >= 8
+    assert deck.locator("mjx-container").count() > 10
+    assert "$" not in deck.locator(".slides").inner_text()
+
+
+def test_an_explorer_moves_on_its_slide(deck):
+    figure = deck.locator("section.present section.present figure.dlopt-explorer")
+    while not figure.count():
+        deck.keyboard.press("ArrowRight")
+    slide, slider = deck.evaluate(NOW), figure.locator("input").first
+    drawn = []
+    for key in ("Home", "End"):
+        slider.press(key)
+        deck.wait_for_function(SETTLED, arg=figure.element_handle())
+        drawn.append(figure.evaluate(MARKS))
+    assert drawn[0] and drawn[0] != drawn[1]
+    before = slider.input_value()
+    slider.press("ArrowLeft")
+    assert int(slider.input_value()) == int(before) - 1, "the arrow did not move the slider"
+    figure.locator("select").first.press("ArrowDown")
+    assert deck.evaluate(NOW) == slide, "an arrow in a control turned the page"
+
+
+@each_look
+def test_slides_have_no_serious_barrier(book, browser, look):
+    with guarded(browser, book, color_scheme=look, **DESK) as page:
+        page.goto(f"{book}/slides/03_1_sgd.html")
+        page.wait_for_function("() => window.Reveal && Reveal.isReady()")
+        assert page.locator("html").get_attribute("data-theme") == look
+        page.keyboard.press("ArrowRight")
+        _wait_for_explorers(page)
+        assert _barriers(page) == []
 
 
 # --- explorers of our own ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from dlopt_helpers.page.explorer import write_assets
+from dlopt_helpers.page.slides import write_slides
 
 PACKAGE = Path(__file__).parents[1]
 # Kernels inherit these: no widget beside the HTML that a page shows, and no notes from TensorFlow.
@@ -22,6 +23,7 @@ def setup(app):
     app.connect("builder-inited", write_static)
     app.connect("html-page-context", complete_page, priority=900)
     app.connect("build-finished", drop_icon_script)
+    app.connect("build-finished", make_slides)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -70,3 +72,9 @@ def drop_icon_script(app, error):
         (scripts / "fontawesome.js").write_text("// The icons come from the fonts.\n", encoding="utf-8")
         for source_map in scripts.glob("*.map"):
             source_map.unlink()
+
+
+def make_slides(app, error):
+    """Turn the chapters, executed by now, into slides beside the pages."""
+    if not error and app.builder.format == "html":
+        write_slides(Path(app.outdir).parent)

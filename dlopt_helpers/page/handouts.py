@@ -17,6 +17,8 @@ import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from dlopt_helpers.page.notebooks import linked
+
 SOLUTION = "# @title Solution"
 FOLDER = Path("_build", "exercises")
 
@@ -150,16 +152,10 @@ def _notebook(cells, address):
             metadata = {"jupyter": {"source_hidden": True}} if folded else {}
             notebook.cells.append(new_code_cell(cell.source, metadata=metadata))
         else:
-            notebook.cells.append(new_markdown_cell(_absolute(cell.source, address)))
+            notebook.cells.append(new_markdown_cell(linked(cell.source, address)))
     for number, cell in enumerate(notebook.cells):  # nothing in the file is chance
         cell.id = f"cell-{number}"
     return notebook
-
-
-def _absolute(text, address):
-    """Return Markdown whose links within the book are full addresses."""
-    text = text.replace("](#", f"]({address}#")
-    return re.sub(r"\]\((\w+\.ipynb)", rf"]({address.rsplit('/', 1)[0]}/\1", text)
 
 
 def main(paths, repository, folder=FOLDER):

@@ -4,6 +4,7 @@
 outputs of the cells tagged ``nbval-check-output``.
 """
 
+import re
 import sys
 import textwrap
 
@@ -37,6 +38,18 @@ def setup_cell(repository, version):
         "import importlib.util\n\n"
         'if importlib.util.find_spec("dlopt_helpers") is None:\n   ' + " \\\n        ".join(lines)
     )
+
+
+def linked(text, address):
+    """Return the Markdown of a chapter with links that hold elsewhere, given the chapter's address there.
+
+    Example:
+      >>> linked("[Here](#proof), [there](03_2_adam.ipynb#proof)", "https://x.org/03_1_sgd.html")
+      '[Here](https://x.org/03_1_sgd.html#proof), [there](https://x.org/03_2_adam.html#proof)'
+    """
+    folder, _, page = address.rpartition("/")
+    text = text.replace("](#", f"]({address}#")
+    return re.sub(r"\]\((\w+)\.ipynb", rf"]({folder}/\1.{page.rpartition('.')[2]}", text)
 
 
 def keep_claims(notebook):
