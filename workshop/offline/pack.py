@@ -41,7 +41,7 @@ def pack(folder):
 
 def _wheels(folder):
     """Collect the pinned packages, this one, and what this machine's build of torch wants besides."""
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", folder]
+    pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--wheel-dir", folder]
     subprocess.run([*pip, "--require-hashes", "--no-deps", "-r", ROOT / "requirements.lock"], check=True)
     pins = ["==".join(wheel.name.split("-")[:2]) + "\n" for wheel in folder.iterdir()]
     with tempfile.TemporaryDirectory() as copy:  # for pip builds where the source is
