@@ -109,7 +109,7 @@ bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their s
 fork: ## give your copy another repository: make fork REPO=owner/name
 	@$(PYTHON) -m dlopt_helpers.page.fork "$(REPO)"
 
-bundle: _build ## pack the book for a room without internet, and try it there
+bundle: _build exercises ## pack the book for a room without internet, and try it there
 	$(call say,Packing. Then installing it without a network)
 	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" PYTHONPATH=tests $(BIN)/python workshop/offline/pack.py
 
