@@ -30,9 +30,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 # Without what a verdict has no use for: pytest's plugins take longer to load than most of the tests to run.
-OPTIONS = "-q --assert=plain --tb=native -p no:cacheprovider -p pytest_timeout -p _hypothesis_pytestplugin"
-PYTEST = [*OPTIONS.split(), "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-AT_MOST = 900  # seconds of a process: what hangs is not caught
+OPTIONS = "-q --assert=plain --tb=native -p no:cacheprovider -p _hypothesis_pytestplugin -p pytest_timeout"
+PYTEST = [*OPTIONS.split(), "--timeout=0", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+AT_MOST = 1_800  # seconds of a process: what hangs, or waits for a busy machine, is not caught
 # Each process is a fork of one that has loaded the large libraries, and nothing of this package.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(

@@ -380,6 +380,15 @@ def test_runs_share_their_beginning_and_nothing_else(tmp_path, quick, counted):
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_nothing_is_learned_from_the_test_examples(tmp_path, quick, monkeypatch):
+    """Neither a weight nor the range of an activation: with other test examples all is the same."""
+    monkeypatch.setitem(FORMS, "int8", lambda onnx, x: onnx + x.tobytes())  # what it is calibrated on
+    tasks = TASK, TASK._replace(test=(3 * X[::-1], LABELS))
+    keys = [run(made("mlp"), [quantize(8, steps=10)], task, tmp_path, sizes).key[1] for task in tasks]
+    assert keys[0] != keys[1] and onnx_file(tmp_path, keys[0]) == onnx_file(tmp_path, keys[1])
+    assert same(*(load(tmp_path, key) for key in keys))
+
+
 def other_measure(onnx, reference, *test):
     return {}
 

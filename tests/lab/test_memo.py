@@ -66,6 +66,20 @@ def test_digest_covers_what_is_imported_and_nothing_else(tmp_path, monkeypatch):
     memo.source_digest.cache_clear()
 
 
+def test_another_version_of_a_library_means_a_new_key(monkeypatch):
+    def digest():
+        memo.source_digest.cache_clear()
+        return memo.source_digest(memo.__file__)
+
+    before, version = digest(), memo.metadata.version
+    for new in memo._LIBRARIES:
+        monkeypatch.setattr(
+            memo.metadata, "version", lambda name, new=new: "0" if name == new else version(name)
+        )
+        assert digest() != before, new
+    memo.source_digest.cache_clear()
+
+
 def test_the_rule_of_a_sweep_is_part_of_its_key():
     sweep, adam = (memo._PACKAGE / name for name in ("lab/sweep.py", "adam.py"))
     names = {str(file.relative_to(memo._PACKAGE)) for file in memo._with_imports([sweep])}

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dlopt_helpers.lab.summary import at_best_rate
+from dlopt_helpers.lab.summary import at_best_rate, final_accuracy, over_seeds
 
 
 def frame(columns, *rows):
@@ -36,3 +36,29 @@ def test_of_rates_that_tie_the_last_is_taken():
     best = at_best_rate(frame("setting rate seed validation accuracy", *rows), ["setting"])
     assert len(best) == 80 and (best.groupby("setting").rate.nunique() == 1).all()
     assert set(best.rate) == {0.3}
+
+
+RUNS = frame(
+    "lr seed step loss accuracy diverged",
+    (0.1, 0, 0, 2.0, 0.1, False),
+    (0.1, 0, 9, 1.0, 0.7, False),
+    (0.1, 1, 0, 4.0, 0.2, False),
+    (0.1, 1, 9, 2.0, 0.4, False),
+    (0.9, 0, 0, 3.0, 0.3, True),  # its last row before it diverged
+)
+
+
+def test_over_seeds_are_the_mean_the_lowest_and_the_highest():
+    rows = over_seeds(RUNS, ["lr", "step"])
+    assert list(rows.columns) == ["lr", "step", "loss", "accuracy", "low", "high"]
+    found = rows.round(9).to_numpy().tolist()
+    assert found == [[0.1, 0, 3, 0.15, 0.1, 0.2], [0.1, 9, 1.5, 0.55, 0.4, 0.7], [0.9, 0, 3, 0.3, 0.3, 0.3]]
+
+
+def test_a_run_that_diverged_ends_with_the_accuracy_of_chance():
+    last = final_accuracy(RUNS, ["lr"])
+    assert last[["lr", "seed", "step", "accuracy"]].to_numpy().tolist() == [
+        [0.1, 0, 9, 0.7],
+        [0.1, 1, 9, 0.4],
+        [0.9, 0, 0, 0.1],
+    ]
