@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,13 @@ def pack(folder):
 def _wheels(folder):
     """Collect the pinned packages, this one, and what this machine's build of torch wants besides."""
     pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--wheel-dir", folder]
-    subprocess.run([*pip, "--require-hashes", "--no-deps", "-r", ROOT / "requirements.lock"], check=True)
+    # As in postBuild, a build of torch that pip is told to find comes before those of the index.
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    torch = re.search(r"^torch==(.*\\\n)*.*\n", lock, re.MULTILINE)[0]
+    pip_pinned = [*pip, "--require-hashes", "--no-deps", "-r", "/dev/stdin"]
+    here = subprocess.run([*pip_pinned, "--no-index"], input=torch, text=True, stderr=subprocess.DEVNULL)
+    rest = lock if here.returncode else lock.replace(torch, "")
+    subprocess.run(pip_pinned, input=rest, text=True, check=True)
     pins = ["==".join(wheel.name.split("-")[:2]) + "\n" for wheel in folder.iterdir()]
     with tempfile.TemporaryDirectory() as copy:  # for pip builds where the source is
         shutil.copytree(ROOT / "dlopt_helpers", Path(copy, "dlopt_helpers"))
