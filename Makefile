@@ -3,10 +3,17 @@ PYTHON ?= python3
 TORCH  ?= 2.13.0
 UPGRADE ?= --upgrade
 PORT   ?= 8000
+PYTHONS ?= $(PYTHON)
 
 BIN   := .venv/bin
 READY := .venv/.ready
 BOOK  := _build/html
+COLAB := _build/colab/base
+# The formulas and the parts of pages: what needs no framework.
+SUBJECT := $(filter-out doctor pipeline,$(patsubst dlopt_helpers/%.py,%,$(wildcard dlopt_helpers/[a-z]*.py)))
+PURE = $(foreach name,$(SUBJECT),dlopt_helpers/$(name).py tests/test_$(name).py) tests/test_trace.py \
+  $(foreach name,claims exercises explorer recurrence source,tests/page/test_$(name).py) \
+  tests/test_project.py::test_import_loads_no_framework
 # One thread: small networks gain nothing from two. No colours, bars or notes of the frameworks in logs.
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
@@ -22,7 +29,7 @@ OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock mutants bench bundle exercises slides fork clean _build
+.PHONY: help book serve lab test lint claims lock mutants colab pythons bench bundle exercises slides fork clean _build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -102,6 +109,28 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 
 mutants: $(READY) ## plant famous faults, see which test catches each (JOBS=2 at once)
 	@$(OFFLINE) $(BIN)/python tests/mutants.py
+
+$(COLAB)/.ready: tests/colab.txt
+	$(call say,Installing the packages of Colab)
+	@$(PYTHON) -m venv --clear $(COLAB)
+	@{ $(COLAB)/bin/python -m pip install $$(grep '^torch=' $<) \
+	  && $(COLAB)/bin/python -m pip install --no-deps -r $<; } >$(COLAB)/pip.log 2>&1 \
+	  || { tail -n 20 $(COLAB)/pip.log; exit 1; }
+	@touch $@
+
+colab: $(READY) $(COLAB)/.ready ## run chapters as on Colab: make colab CHAPTERS='03_* 06_faq'
+	$(call say,Chapters in a copy of Colab)
+	@$(BIN)/python tests/colab.py $(foreach name,$(CHAPTERS),'$(name)')
+
+pythons: ## test what needs no framework: make pythons PYTHONS='python3.12 python3.13'
+	@set -e; for python in $(PYTHONS); do \
+	  printf '\n== %s\n' "$$($$python --version)"; \
+	  room=_build/pythons/$$($$python -c 'import platform; print(platform.python_version())'); \
+	  $$python -m venv --clear $$room; \
+	  $$room/bin/python -m pip install -q $$($$python -c 'import tomllib; print(*tomllib.load( \
+	    open("pyproject.toml", "rb"))["project"]["dependencies"])') hypothesis pytest pytest-timeout pyyaml; \
+	  PYTHONPATH=tests $$room/bin/python -m pytest -p no_frameworks $(PURE); \
+	done
 
 bench: $(READY) ## measure: each script of benchmarks/ prints ratios and their spread
 	@set -e; for script in benchmarks/*.py; do printf '\n== %s\n' "$$script"; $(BIN)/python "$$script"; done
