@@ -117,7 +117,7 @@ SPOILT = {
     "picture alone": ("no live chart", lambda n: n.cells[1].outputs[0].data.pop(colab.WIDGET)),
     "model that was never made": ("no live chart", _models(box=_model("@jupyter-widgets/controls", "gone"))),
     "controls without a chart": ("no live chart", _models(box=_model("@jupyter-widgets/controls"))),
-    "widget Colab does not know": ("no live", _models(chart=_model("anywidget", "more"), more=_model("bqplot"))),
+    "unknown widget": ("no live", _models(chart=_model("anywidget", "more"), more=_model("bqplot"))),
 }  # fmt: skip
 
 
