@@ -130,6 +130,7 @@ def _run_tests(send, folder, tests, fault):
     """Run the tests and send what came of them."""
     import pytest
     from hypothesis import HealthCheck, settings
+    from joblib.externals.loky import get_reusable_executor
 
     with open(f"{folder}/log", "w") as log:
         for number in (1, 2):
@@ -147,6 +148,7 @@ def _run_tests(send, folder, tests, fault):
         sys.meta_path.insert(0, planted := Planted(fault))
         first = ["-x"]
     pytest.main([*PYTEST, *first, *tests], plugins=[watch])
+    get_reusable_executor().shutdown()  # else its processes wait five minutes for more to do
     send.send({"loaded": not fault or planted.loaded, "seconds": time.process_time(), **vars(watch)})
 
 
@@ -164,6 +166,7 @@ def tried(tests, fault=None):
             seen = receive.recv() if receive.poll(AT_MOST) else {}
         except EOFError:  # it died
             seen = {}
+        process.join(10)  # what it has started ends with it
         process.kill()
         process.join()
         log = Path(folder, "log")

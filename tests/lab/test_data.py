@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mnist1d.data import get_dataset_args, make_dataset
+from sklearn.datasets import load_digits
 
 from dlopt_helpers.lab.data import digits, fresh_test, mnist1d
 
@@ -51,3 +52,11 @@ def test_digits():
     data = digits()
     assert [len(a) for a in data] == [1437, 1437, 360, 360] and data.x_train.dtype == "float32"
     assert data.x_train.min() == 0 and data.x_train.max() == 1
+    both = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+    x, y = load_digits(return_X_y=True)
+    # Each example is in one of the sets, and in one alone.
+    assert examples(*both) == examples((x / 16).astype("float32"), y)
+
+
+def examples(x, y):
+    return sorted(zip(map(bytes, x), y.tolist(), strict=True))
