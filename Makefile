@@ -19,13 +19,16 @@ export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
 # Sweeps train on all cores, one process on each. One that has grown is replaced; joblib warns of it, and the
 # book allows no warning.
-export DLOPT_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+export DLOPT_JOBS ?= $(CORES)
 export PYTHONWARNINGS = ignore:A worker stopped while some jobs:UserWarning
 export TF_CPP_MIN_LOG_LEVEL = 3
 export TF_ENABLE_ONEDNN_OPTS = 0
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # While the book and the tests run, Python refuses every connection beyond this machine.
 OFFLINE := PYTHONPATH=$(CURDIR)/tests/no_network
+# Files of tests spread over the cores, up to four: each process loads both frameworks, over 1 GB.
+SPREAD := DLOPT_JOBS=1 $(BIN)/pytest -n $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4))) --dist loadfile
 
 say = @printf '\n== %s\n' "$(1)"
 
@@ -69,9 +72,9 @@ test: $(READY) ## run every check, from lint to the built pages
 	@sh tests/chromium.sh $(BIN)/python
 	@$(MAKE) --no-print-directory lint _build
 	$(call say,Tests of the package and the notebooks and the built pages)
-	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(BIN)/pytest
+	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(SPREAD)
 	$(call say,Chapters in fresh kernels)
-	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/pytest --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
+	@$(OFFLINE) TQDM_DISABLE=1 $(SPREAD) --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
 	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
 
