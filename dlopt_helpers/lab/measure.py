@@ -58,18 +58,31 @@ def _seconds(function, calls):
     return time.perf_counter() - start
 
 
+def device():
+    """Return what the book measures on: ``"cuda"`` where there is one, else ``"mps"``, else ``"cpu"``.
+
+    Example:
+      >>> device() in ("cuda", "mps", "cpu")
+      True
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def finished(function, device):
     """Return a function that calls ``function`` and waits until ``device`` has done its work.
 
     Example:
       >>> finished(lambda: None, "cpu")()
     """
-    if torch.device(device).type != "cuda":
+    kind = torch.device(device).type
+    if kind == "cpu":
         return function
 
     def run():
         function()
-        torch.cuda.synchronize(device)
+        getattr(torch, kind).synchronize()
 
     return run
 
@@ -83,6 +96,8 @@ def device_name(device):
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "mps":
+        return f"Apple GPU, {platform.machine()}"
     cpu = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
     return f"{found[1] if found else platform.processor()}, one thread"

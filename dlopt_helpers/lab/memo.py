@@ -1,6 +1,7 @@
 """Results of expensive functions, kept on disk until the code that made them changes."""
 
 import ast
+import contextvars
 import functools
 import hashlib
 import inspect
@@ -13,6 +14,7 @@ import platformdirs
 
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
+_inside = contextvars.ContextVar("inside a memoised function", default=False)
 
 
 def cache_dir():
@@ -75,7 +77,7 @@ def memoise(function):
       >>> slow(1)
       2
     """
-    file = inspect.getsourcefile(function)
+    file = inspect.getsourcefile(inspect.unwrap(function))
     known = file and os.path.exists(file)
 
     @functools.wraps(function)
@@ -83,8 +85,24 @@ def memoise(function):
         callables = [a for a in (*args, *kwargs.values()) if callable(a)]
         if not known or any(not _of_package(c) for c in callables):
             return function(*args, **kwargs)
-        digest = source_digest(file, *sorted({inspect.getsourcefile(c) for c in callables}))
-        memory = joblib.Memory(cache_dir() / digest[:16], verbose=0)
-        return memory.cache(function)(*args, **kwargs)
+        files = {inspect.getsourcefile(inspect.unwrap(c)) for c in callables}
+        memory = joblib.Memory(cache_dir() / source_digest(file, *sorted(files))[:16], verbose=0)
+        outside = _inside.set(True)
+        try:
+            return memory.cache(function)(*args, **kwargs)
+        finally:
+            _inside.reset(outside)
 
     return wrapper
+
+
+def in_pieces(jobs):
+    """Return ``jobs``, calls of ``joblib.delayed``, so that a memoised function keeps the result of each.
+
+    An interrupt then loses the job at work and no other. Outside a memoised function they stay as they are.
+    """
+    return [(_kept, (f, *args), kwargs) for f, args, kwargs in jobs] if _inside.get() else jobs
+
+
+def _kept(function, *args, **kwargs):
+    return (memoise(function) if _of_package(function) else function)(*args, **kwargs)

@@ -4,11 +4,15 @@ import os
 
 import joblib
 
+from dlopt_helpers.lab.memo import in_pieces
 from dlopt_helpers.lab.training import progress
 
 
 def spread(jobs, what):
     """Run ``jobs``, a list of ``joblib.delayed`` calls, and return their results in order.
+
+    Inside a memoised function each result is kept as soon as it is there: after an interrupt (the stop
+    button) the same call goes on where it was stopped.
 
     ``joblib.parallel_config(n_jobs=4)`` spreads them over cores (``DLOPT_JOBS=4`` in the environment
     does it for all), and ``backend="dask"`` or ``"ray"`` over a cluster.
@@ -24,7 +28,7 @@ def spread(jobs, what):
       >>> spread([joblib.delayed(abs)(n) for n in (-1, 2)], "sizes")
       [1, 2]
     """
-    return joblib.Parallel(_processes(len(jobs)))(progress(jobs, what))
+    return joblib.Parallel(_processes(len(jobs)))(progress(in_pieces(jobs), what))
 
 
 def _processes(jobs):
