@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require, require_bool, require_whole
 
 
 def effect(values, lever, multiply=True):
@@ -72,7 +72,8 @@ def interaction(values, a, b, multiply=True):
     _require_game(values, multiply)
     for name, axis in (("a", a), ("b", b)):
         _require_axis(name, axis, np.ndim(values))
-    require("b", b, f"another axis than a={a}", lambda axis: axis != a)
+    if a == b:
+        refuse("b", b, f"another axis than a={a}")
     v = np.moveaxis(np.log(values) if multiply else values, (a, b), (0, 1))
     return v[1, 1] - v[1, 0] - v[0, 1] + v[0, 0]
 
@@ -114,7 +115,11 @@ def shapley(values, multiply=True):
 
 
 def _require_game(values, multiply):
-    shape = np.shape(values)
+    require_bool(multiply=multiply)
+    try:
+        shape = np.shape(values)
+    except ValueError:  # lists of other lengths
+        shape = ()
     if not shape or set(shape) != {2}:
         raise ValueError(
             f"values has the shape {shape}: it must be (2,) * k, an axis for each of k >= 1 levers"
@@ -124,4 +129,4 @@ def _require_game(values, multiply):
 
 
 def _require_axis(name, axis, k):
-    require(name, axis, f"a whole number in [0, {k - 1}]", lambda a: 0 <= a < k and a % 1 == 0)
+    require_whole(name, axis, 0, k - 1)

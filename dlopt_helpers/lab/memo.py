@@ -11,6 +11,8 @@ from pathlib import Path
 import joblib
 import platformdirs
 
+from dlopt_helpers._require import refuse
+
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
 
@@ -22,7 +24,14 @@ def cache_dir():
 
 @functools.cache
 def source_digest(*files):
-    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions."""
+    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions.
+
+    Raises:
+      ValueError: if there is no such file.
+    """
+    for file in files:
+        if not (isinstance(file, str | Path) and Path(file).is_file()):
+            refuse("files", file, "paths of files that exist")
     digest = hashlib.sha256()
     for file in sorted(_with_imports(files)):
         digest.update(file.name.encode() + file.read_bytes())
@@ -68,6 +77,9 @@ def memoise(function):
     defined outside the package (in a notebook, say) have no such key, so a call that is given one
     is computed anew each time.
 
+    Raises:
+      ValueError: if ``function`` is none of Python's own.
+
     Example:
       >>> @memoise
       ... def slow(n):
@@ -75,6 +87,8 @@ def memoise(function):
       >>> slow(1)
       2
     """
+    if not inspect.isfunction(function):
+        refuse("function", function, "a function written in Python")
     file = inspect.getsourcefile(function)
     known = file and os.path.exists(file)
 

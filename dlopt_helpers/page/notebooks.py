@@ -7,6 +7,8 @@ outputs of the cells tagged ``nbval-check-output``.
 import sys
 import textwrap
 
+from dlopt_helpers._require import refuse
+
 CHECKED = "nbval-check-output"
 FOLDING = ("cellView", "jupyter", "mystnb", "tags")  # how Colab, JupyterLab and the book fold a cell
 # Colab's protobuf is too old for ONNX 1.23.
@@ -26,10 +28,16 @@ def setup_cell(repository, version):
       repository: the address of the repository, as in ``_config.yml``.
       version: the version of the package, whose tag is ``v`` and the version.
 
+    Raises:
+      ValueError: if one of both is no text.
+
     Example:
       >>> print(setup_cell("https://github.com/dlopt-book/dlopt", "0.1.0").splitlines()[2])
       if importlib.util.find_spec("dlopt_helpers") is None:
     """
+    for name, value in (("repository", repository), ("version", version)):
+        if not (isinstance(value, str) and value.strip()):
+            refuse(name, value, "text, as in _config.yml")
     words = [*ON_COLAB_MISSING.split(), f"git+{repository}@v{version}"]
     wanted = textwrap.wrap(" ".join(words), 66, break_on_hyphens=False)
     lines = [" %pip install -q --no-deps", *wanted]
