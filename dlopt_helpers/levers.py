@@ -35,7 +35,7 @@ def effect(values, lever, multiply=True):
       array([0.25, 0.25])
     """
     _require_game(values, multiply)
-    _require_axis("lever", lever, np.ndim(values))
+    lever = _axis("lever", lever, np.ndim(values))
     off, on = np.take(values, 0, axis=lever), np.take(values, 1, axis=lever)
     return on / off if multiply else on - off
 
@@ -70,8 +70,7 @@ def interaction(values, a, b, multiply=True):
       Grabisch and Roubens 1999, "An axiomatic approach to the concept of interaction among players".
     """
     _require_game(values, multiply)
-    for name, axis in (("a", a), ("b", b)):
-        _require_axis(name, axis, np.ndim(values))
+    a, b = (_axis(name, axis, np.ndim(values)) for name, axis in (("a", a), ("b", b)))
     if a == b:
         refuse("b", b, f"another axis than a={a}")
     v = np.moveaxis(np.log(values) if multiply else values, (a, b), (0, 1))
@@ -128,5 +127,5 @@ def _require_game(values, multiply):
     require("values", np.asarray(values), allowed, lambda v: v > 0 if multiply else True)
 
 
-def _require_axis(name, axis, k):
-    require_whole(name, axis, 0, k - 1)
+def _axis(name, axis, k):
+    return require_whole(name, axis, 0, k - 1)

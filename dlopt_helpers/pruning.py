@@ -270,5 +270,5 @@ def _require_arrays(name, arrays, kinds):
     for x in arrays:
         if not (x.dtype.kind in kinds if isinstance(x, np.ndarray) else is_tensor(x)):
             refuse(name, x, "an array of finite numbers")
-    if not sum(map(anp.size, arrays)):
+    if not arrays or not all(map(anp.size, arrays)):
         raise ValueError(f"{name} is empty: give at least one number")

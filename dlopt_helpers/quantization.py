@@ -307,7 +307,7 @@ def kullback_leibler(x, bits, bins=2048):
     bits = require_whole("bits", bits, 2, 8)
     low, high = min_max(x)
     if low == high == 0:
-        raise ValueError("x holds nothing but zeros: one number must be another")
+        raise ValueError("a range is the single number 0: x must hold another")
     x = np.ravel(autoray.to_numpy(x))
     one_sided = x.min() >= 0
     levels = 2**bits if one_sided else 2 ** (bits - 1)
@@ -355,13 +355,12 @@ def bias_correction(y, y_hat, axis):
     References:
       Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction".
     """
-    _others("y_hat", y_hat, axis)
-    over = _others("y", y, axis)
+    _others("y", y, None)
+    _others("y_hat", y_hat, None)
+    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
     if y.shape != y_hat.shape:
-        shapes = f"y has the shape {tuple(y.shape)} and y_hat {tuple(y_hat.shape)}"
-        raise ValueError(f"{shapes}: they must be equal")
-    if axis is None:
-        refuse("axis", axis, "that of the units")
+        shapes = f"y_hat has the shape {tuple(y_hat.shape)}: y has {tuple(y.shape)}"
+        raise ValueError(f"{shapes}, and they must be equal")
     return anp.mean(y - y_hat, axis=over)
 
 
@@ -398,7 +397,7 @@ def equalising_factors(w1, w2):
             raise ValueError(f"{name} has the shape {tuple(w.shape)}: it must have {least} axes or more")
     out, into = _others("w1", w1, 0), _others("w2", w2, 1)
     if w1.shape[0] != w2.shape[1]:
-        raise ValueError(f"w2 takes {w2.shape[1]} channels: it must take the {w1.shape[0]} that w1 gives")
+        raise ValueError(f"w2 takes {w2.shape[1]} channels: w1 gives {w1.shape[0]}, and they must be equal")
     range1, range2 = anp.max(abs(w1), axis=out), anp.max(abs(w2), axis=into)
     if not (anp.all(range1 > 0) and anp.all(range2 > 0)):
         raise ValueError("w1 or w2 has a channel of zeros: remove the unit, it has nothing to pass on")
@@ -608,8 +607,8 @@ def rescale(a, m, n):
     require("a", a, "a whole number", lambda a: a % 1 == 0)
     require("m", m, "a whole number in [0, 2**31)", lambda m: (m >= 0) & (m < 2**31) & (m % 1 == 0))
     require("n", n, "a whole number in [1, 62]", lambda n: (n >= 1) & (n <= 62) & (n % 1 == 0))
-    m = np.asarray(m, np.int64)
-    half = np.int64(1) << (np.asarray(n, np.int64) - 1)
+    m, n = np.asarray(m, np.int64), np.asarray(n, np.int64)
+    half = np.int64(1) << (n - 1)
     return (np.asarray(a, np.int64) * m + half) >> n
 
 
@@ -644,9 +643,10 @@ def _require_integers(**arrays):
 def _others(name, x, axis):
     """Return all axes but the named ones, having checked the numbers and the axes."""
     if hasattr(x, "shape") and not anp.size(x):
-        raise ValueError(f"{name} is empty: a range needs at least one number")
-    if is_tensor(x) and _has_values(x) and not anp.all(anp.isfinite(x)):
-        raise ValueError(f"{name} holds a number that is not finite: nan and inf have no place in a range")
+        raise ValueError(f"there is not a single number in {name}: a range needs at least one")
+    seen = x.dtype.kind == "f" if isinstance(x, np.ndarray) else is_tensor(x) and _has_values(x)
+    if seen and not anp.all(anp.isfinite(x)):
+        raise ValueError(f"a number is not finite in {name}: a range must have no nan and no inf")
     require_array(name, x)
     axes, kept = anp.ndim(x), () if axis is None else axis if isinstance(axis, tuple) else (axis,)
     kept = [require_whole("axis", one, -axes, axes - 1) for one in kept]
@@ -667,9 +667,7 @@ def _require_range(low, high):
     if not (np.isfinite(lows).all() and np.isfinite(highs).all() and (lows <= highs).all()):
         raise ValueError(f"low={low!r}, high={high!r} is no range: both must be finite, and low <= high")
     if ((lows == 0) & (highs == 0)).any():
-        raise ValueError(
-            "low and high are both 0: one must differ, as what the range stands for is all zeros"
-        )
+        raise ValueError("a range is the single number 0: low or high must be another")
 
 
 def _require_counts(counts):

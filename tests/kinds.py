@@ -38,11 +38,16 @@ class Kind(NamedTuple):
 
 def values(*good, bad=()):
     """One of a few values: beside other words, everything odd is wrong, and what is named."""
-    return Kind(st.sampled_from(good), st.sampled_from([*ODD, *FLAGS, *NUMBERS, *bad]))
+    wrong = [*ODD, *FLAGS, *NUMBERS, *bad]
+    right = [x for x in good if isinstance(x, int | float | str)]
+    wrong = [
+        x for x in wrong if not isinstance(x, int | float | str) or isinstance(x, bool) or x not in right
+    ]
+    return Kind(st.sampled_from(good), st.sampled_from(wrong))
 
 
 def made(*makers, bad=(), odd=(*ODD, *FLAGS, *NUMBERS)):
-    """Something that a function makes, anew for each call. ``bad`` are functions, too."""
+    """Something that a function makes, anew for each call. ``bad`` are NO_FUNCTIONS, too."""
     makers, bad = st.sampled_from(makers), st.sampled_from([*(lambda x=x: x for x in odd), *bad])
     return Kind(makers.map(lambda make: make()), bad.map(lambda make: make()))
 
@@ -125,4 +130,10 @@ def several(kind, bad=((),)):
 flag = Kind(st.booleans(), st.sampled_from([*ODD, *NUMBERS, 1, "yes", "False", [True], np.array([True])]))
 seed = whole(0, 2**32 - 1)
 rate = number(0)
-function = values(abs, bad=["print"])
+NO_FUNCTIONS = [x for x in [*ODD, *FLAGS, *NUMBERS, "print"] if not callable(x)]
+function = Kind(st.just(abs), st.sampled_from(NO_FUNCTIONS))
+
+
+def function_of(maker):
+    """A function that another makes."""
+    return Kind(st.builds(maker), function.bad)

@@ -18,6 +18,7 @@ from kinds import (
     choice,
     flag,
     function,
+    function_of,
     made,
     number,
     optional,
@@ -231,14 +232,15 @@ an_explorer = made(explorer)
 
 weights = array(4, 6, shapes=[(4, 0)])
 floats = {"low": -1.0, "high": 1.0}
-end = values(0, bad=[-9.0, np.array([1.0, math.nan])])
+no_whole = st.sampled_from([0.5, math.inf, None, "a", 1j, {}, [1], True, math.nan, np.array([])])
+no_end = st.sampled_from([*ODD, True, math.inf, np.array([1.0, math.nan])])
 quantizer = made(lambda: symmetric(-1.0, 1.0, 4), lambda: affine(-1.0, 1.0, 8))
 logits = array(4, 3, shapes=[(4, 2), (3, 3), (4,), (0, 3)])
 labels = array(4, low=0, high=2, dtype=int, shapes=[(3,), (4, 1)], beyond=[-1, 3, 0.5])
 counts = array(
     5, low=1, high=9, dtype=int, beyond=[-1], bad=[np.zeros(3, int), np.ones((2, 2), int)], lists=True
 )
-game = array(2, 2, low=0.5, high=2, beyond=[0, -1], shapes=[(2, 3), (1,)], lists=True)
+game = array(2, 2, low=0.5, high=2, shapes=[(2, 3), (1,)], lists=True)
 sizes = made(
     lambda: (40, 100, 10),
     lambda: [40, 10.0],
@@ -324,7 +326,12 @@ CALLS = {
     "footprint.mlp_cost": {"sizes": sizes},
     "footprint.block_cost": {"width": count, "tokens": count, "inner": optional(count)},
     "footprint.moved_bytes": {"inputs": count, "outputs": count, "batch": count, "bits": positive},
-    "footprint.roofline": {"macs": rate, "moved": rate, "peak": number(1)._replace(bad=positive.bad), "bandwidth": positive},
+    "footprint.roofline": {
+        "macs": rate,
+        "moved": rate,
+        "peak": number(1)._replace(bad=positive.bad),
+        "bandwidth": positive,
+    },
     "structure.linear_cost": {"inputs": count, "outputs": count, "bias": flag},
     "structure.conv_cost": {
         "inputs": values(8, np.int64(4))._replace(bad=count.bad),
@@ -364,33 +371,36 @@ CALLS = {
     "pruning.n_of_m_mask": {
         "w": array(3, 8, shapes=[(3, 7), ()]),
         "n": whole(1, 4),
-        "m": values(4, 8, bad=[5]),
+        "m": values(4, 4.0, bad=[5]),
     },
-    "pruning.sparsity": {"weights": several(array(4, 6, shapes=[(0, 4)], finite=False, bools=True))},
+    "pruning.sparsity": {"weights": several(array(4, 6, finite=False, bools=True))},
     "pruning.unit_scores": {
         "x": array(4, 3, shapes=[(3,), (0, 3)]),
         "axis": values(0, 1, -1, -2, bad=[2, -3]),
         "p": values(1, 2, bad=[3]),
     },
     "pruning.best_units": {"scores": array(6, shapes=[(2, 3), ()]), "keep": whole(1, 6)},
-    "pruning.one_shot": {"progress": shares, "final": share},
-    "pruning.iterative": {"progress": shares, "final": share},
-    "pruning.cubic": {"progress": shares, "final": share},
+    "pruning.one_shot": {"progress": shares, "final": shares},
+    "pruning.iterative": {"progress": shares, "final": shares},
+    "pruning.cubic": {"progress": shares, "final": shares},
     "quantization.Quantizer": {
-        "scale": number(0.1, arrays=True),
-        "zero_point": values(0, -3, 4.0, bad=[0.5]),
-        "q_min": values(-8, 0.0, bad=[0.5, 99]),
-        "q_max": values(7, 8.0, bad=[0.5, -99]),
+        "scale": number(0.1)._replace(bad=number(0, without=[0], arrays=True).bad),
+        "zero_point": Kind(st.sampled_from([2, -3.0, np.array([1, 2])]), no_whole),
+        "q_min": Kind(st.integers(-8, 0), no_whole | st.integers(min_value=9)),
+        "q_max": Kind(st.integers(1, 8), no_whole | st.integers(max_value=-9)),
     },
     "quantization.Quantizer.quantize": {"self": quantizer, "x": array(4, 6, numbers=True)},
     "quantization.Quantizer.dequantize": {"self": quantizer, "q": array(4, 6, numbers=True)},
     "quantization.symmetric": {
-        "low": number(-2, 1, arrays=True),
-        "high": number(1, 2, arrays=True)._replace(bad=end.bad),
+        "low": number(-2, 1, arrays=True)._replace(bad=no_end | st.just(9.0)),
+        "high": number(1, 2, arrays=True)._replace(bad=no_end | st.just(-9.0)),
         "bits": whole(2, 16),
     },
     "quantization.fake_quantize": {"x": array(4, 6, numbers=True), "quantizer": quantizer},
-    "quantization.in_groups": {"w": weights, "size": values(2, 3.0, bad=[4, 0])},
+    "quantization.in_groups": {
+        "w": array(4, 6, shapes=[(4, 0)], finite=False),
+        "size": values(2, 3.0, bad=[4, 0])._replace(bad=st.sampled_from([*ODD, True, 4, 0, -1, 0.5])),
+    },
     "quantization.min_max": {"x": weights, "axis": optional(values(0, -1, (0, 1), bad=[2, (0, 5), (0.5,)]))},
     "quantization.percentile": {"x": weights, "share": part},
     "quantization.least_squares": {
@@ -423,7 +433,7 @@ CALLS = {
     "quantization.fixed_point": {"factor": number(2**-32, 2.0**30, without=[2.0**30], arrays=True)},
     "quantization.rescale": {
         "a": array(4, low=-99, high=99, dtype=int, beyond=[0.5], numbers=True),
-        "m": whole(2**30, 2**31 - 1),
+        "m": whole(2**30, 2**31 - 1)._replace(bad=no_whole | st.integers(max_value=-1)),
         "n": whole(1, 62),
     },
     # --- recipes ---
@@ -501,7 +511,7 @@ CALLS = {
     "bridges.pruning_torch.CSRLinear": {"linear": made(lambda: nn.Linear(3, 2), bad=[*NO_MODELS, A_TORCH])},
     "bridges.pruning_torch.to_csr": {"model": torch_model},
     "bridges.pruning_keras.Mask": {
-        "keep": array(4, low=0, dtype=int, beyond=[0.5]),
+        "keep": array(4, low=0, dtype=int, beyond=[0.5], bools=True),
         "before": optional(function),
     },
     "bridges.pruning_keras.prunable": {"model": keras_model},
@@ -569,8 +579,8 @@ CALLS = {
     "lab.litert.quantize_dynamic": {"model": keras_model},
     "lab.litert.load": {"litert": made(tflite, bad=[*NO_FILES, onnx])},
     "lab.measure.ratios": {
-        "a": made(lambda: list, bad=[lambda: "list"]),
-        "b": made(lambda: list),
+        "a": function_of(lambda: list),
+        "b": function_of(lambda: list),
         "repeats": count,
         "calls": count,
     },
@@ -578,7 +588,9 @@ CALLS = {
     "lab.measure.device_name": {"device": choice("cpu")},
     "lab.measure.file_bytes": {"model": torch_model},
     "lab.memo.source_digest": {
-        "files": several(made(lambda: __file__, bad=[lambda: "/nowhere.py"]), bad=[(None,)])
+        "files": several(
+            values(__file__, bad=["/nowhere.py"])._replace(bad=st.sampled_from([None, 3, "a", ()])), [(1,)]
+        )
     },
     "lab.memo.memoise": {"function": made(lambda: draw)},
     "lab.models.mlp": {
@@ -602,7 +614,10 @@ CALLS = {
     "lab.onnxrt.quantize_dynamic": {"onnx": onnx_bytes},
     "lab.onnxrt.load": {"onnx": onnx_bytes},
     "lab.onnxrt.optimised_ops": {"onnx": onnx_bytes},
-    "lab.runtimes.checked_calibration": {"calibration": calibration, "inputs": values(40, bad=[39, 0.5])},
+    "lab.runtimes.checked_calibration": {
+        "calibration": calibration,
+        "inputs": values(40)._replace(bad=no_whole),
+    },
     "lab.spread.spread": {
         "jobs": made(
             lambda: [joblib.delayed(abs)(-1)],
@@ -626,28 +641,27 @@ CALLS = {
         "surface": surface,
         "steps": whole(0),
         "noise": rate,
-        "seed": seed,
+        "seed": whole(0),
     },
     "lab.surfaces.contours": {"surface": surface, "levels": whole(1)},
     "lab.sweep.cosine": {"step": whole(0), "steps": whole(5)},
     "lab.sweep.sweep": {
         "grid": made(
-            lambda: {"lr": [0.1, 0.2]},
+            lambda: {"lr": [0.1, 0.2], "batch_size": 10},
             bad=[
                 lambda: {},
                 lambda: {"speed": 3},
                 lambda: {"lr": []},
                 lambda: {"lr": -1},
                 lambda: {"batch_size": 0},
-                lambda: {"hidden": "a"},
             ],
         ),
         "rule": values(SGD, Adam, bad=[SGD(), "SGD"]),
         "model": made(lambda: three_inputs, bad=[A_TORCH, lambda: abs]),
-        "data": a_data,
+        "data": a_data._replace(bad=a_data.bad.filter(lambda x: x is not None)),
         "steps": whole(0),
         "every": count,
-        "schedule": made(lambda: lambda step, steps: 1.0, bad=[]),
+        "schedule": function_of(lambda: lambda step, steps: 1.0),
         "seeds": values([0], range(2), bad=[[0.5], [-1], range(0)]),
         "dtype": choice("float32", "float64"),
     },
@@ -655,7 +669,7 @@ CALLS = {
         "items": made(lambda: [1, 2], odd=[None, 3, 1j, True, math.nan]),
         "what": words,
     },
-    "lab.training.batches": {"n": whole(4), "batch_size": whole(1, 4), "steps": whole(0), "seed": seed},
+    "lab.training.batches": {"n": whole(4), "batch_size": whole(1, 4), "steps": whole(0), "seed": whole(0)},
     "lab.training.recorded": {"steps": whole(0), "every": count},
     "lab.training.tensors": {"data": a_data, "dtype": made(lambda: torch.float64, bad=[lambda: "float32"])},
     "lab.training.measure": {"model": torch_model, "data": made(lambda: tuple(map(torch.as_tensor, data())))},
@@ -665,7 +679,7 @@ CALLS = {
         "data": a_data,
         "steps": whole(0),
         "batch_size": whole(1, 20),
-        "seed": seed,
+        "seed": whole(0),
         "schedule": optional(made(lambda: SimpleNamespace(step=list))),
         "every": count,
     },
@@ -758,13 +772,13 @@ CALLS = {
     "page.explorer.Choice.stops": {"self": made(lambda: Choice("lr", "Rate")), "runs": held},
     "page.explorer.Explorer": {
         "runs": held,
-        "draw": made(lambda: draw, bad=[]),
+        "draw": function_of(lambda: draw),
         "controls": made(
             lambda: [Slider("lr", "Rate")], bad=[lambda: [Slider("a", "A")], lambda: ["lr"], lambda: [3]]
         ),
         "caption": words,
         "title": words,
-        "compute": optional(made(lambda: compute)),
+        "compute": optional(function_of(lambda: compute)),
         "initial": optional(
             made(
                 lambda: {"lr": 0.1},
@@ -780,9 +794,9 @@ CALLS = {
     "page.live.Live": {"explorer": an_explorer},
     "page.notebooks.setup_cell": {"repository": words, "version": words},
     "page.recurrence.Recurrence": {
-        "start": made(lambda: lambda: {"w": 1.0}, bad=[lambda: "a"]),
-        "step": made(lambda: lambda w: {"w": w}),
-        "row": made(lambda: lambda w: {"w": w}),
+        "start": function_of(lambda: lambda: {"w": 1.0}),
+        "step": function_of(lambda: lambda w: {"w": w}),
+        "row": function_of(lambda: lambda w: {"w": w}),
         "steps": Kind(st.integers(1, 3), count.bad),
         "series": optional(values({"rule": ["a"]}, bad=[{"rule": 3}, {"rule": []}, {3: [1]}])),
         "inputs": optional(function),

@@ -43,7 +43,7 @@ def apply_rule(name, rule, w):
     shape = tuple(getattr(left, "shape", ()))
     if shape != tuple(w.shape):
         raise ValueError(
-            f"layer {name!r}: the rule returns the shape {shape}: it must be that of the weight, "
-            f"{tuple(w.shape)}"
+            f"layer {name!r}: the rule returns the shape {shape}, not {tuple(w.shape)}: "
+            "it must be that of the weight"
         )
     return left

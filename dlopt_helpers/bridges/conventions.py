@@ -261,7 +261,8 @@ def rule_named(name, fields):
       0.1
     """
     known = {formula.__name__: formula for formula in _SUBJECT}
-    require_option("name", name, known)
+    if not (isinstance(name, str) and name in known):
+        raise ValueError(f"name {name!r} is unknown: it must be one of {', '.join(known)}")
     require_kind("fields", fields, dict, f"a dict of the fields of {name}")
     try:
         return known[name](**fields)

@@ -53,9 +53,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):
         rule = rule if convention is None else as_convention(rule, convention)
         if options.pop("weight_decay", None) is not None:
             name = type(rule).__name__
-            raise ValueError(
-                f"weight_decay is a field of the rule: use {name}(..., weight_decay=...) and not options"
-            )
+            where = f"{name}(..., weight_decay=...)"
+            raise ValueError(f"weight_decay is a field of the rule: {where}; it must not be in options")
         try:
             super().__init__(**{"learning_rate": float(rule.lr), **options})
         except ValueError as error:

@@ -317,7 +317,5 @@ def _indices(layer, keep):
         indices = np.array(None)
     good = indices.ndim == 1 and indices.size and indices.dtype.kind in "iu"
     if not good or not set(indices) <= set(range(n)) or len(set(indices)) < len(indices):
-        raise ValueError(
-            f"keep[{layer.name!r}]={keep!r} is not allowed: it must be different indices in [0, {n})"
-        )
+        raise ValueError(f"keep[{layer.name!r}]={keep!r} is not allowed: give different indices below {n}")
     return np.sort(indices)

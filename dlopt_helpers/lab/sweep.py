@@ -4,7 +4,6 @@ import inspect
 import itertools
 import math
 import numbers
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 
 import joblib
@@ -102,11 +101,10 @@ def sweep(
     """
     require_option("dtype", dtype, ("float32", "float64"))
     require_function("schedule", schedule)
-    require_whole("steps", steps, 0)
-    require_whole("every", every, 1)
+    steps, every = require_whole("steps", steps, 0), require_whole("every", every, 1)
     if data is not None:
         require_data(data)
-    require_kind("seeds", seeds, Sequence | np.ndarray, "whole numbers")
+    require_kind("seeds", seeds, list | tuple | range | np.ndarray, "a list of whole numbers")
     settings, seeds = _settings(grid, rule, model), [require_whole("one of seeds", s, 0) for s in seeds]
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
