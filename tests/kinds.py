@@ -137,3 +137,8 @@ function = Kind(st.just(abs), st.sampled_from(NO_FUNCTIONS))
 def function_of(maker):
     """A function that another makes."""
     return Kind(st.builds(maker), function.bad)
+
+
+def other(*wrong, right=()):
+    """What an argument must not be where some of the odd values are ``right``."""
+    return st.sampled_from([x for x in [*ODD, True, *wrong] if not any(x is one for one in right)])

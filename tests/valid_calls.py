@@ -21,6 +21,7 @@ from kinds import (
     function_of,
     made,
     number,
+    other,
     optional,
     rate,
     seed,
@@ -732,7 +733,7 @@ CALLS = {
             ],
         ),
         "folder": made(lambda: finished()[0], odd=[None, 3, 1j, [], {}]),
-        "measure": values(size, bad=["size"]),
+        "measure": function_of(lambda: size),
     },
     "pipeline.load": {
         "folder": made(lambda: finished()[0], bad=[lambda: "/nowhere"]),
@@ -745,27 +746,29 @@ CALLS = {
     # --- the page ---
     "page.claims.claim": {
         "sentence": words,
-        "condition": values(True, np.array([True]), [True], bad=[np.array([], bool)]),
+        "condition": Kind(st.sampled_from([True, np.array([True]), [True]]), st.sampled_from([*ODD, 3, 0.5])),
     },
     "page.exercises.Check": {
         "solution": function,
         "inputs": function,
-        "mistakes": values({}, {"Wrong.": abs}, bad=[{"Wrong.": 3}, {3: abs}]),
+        "mistakes": Kind(
+            st.sampled_from([{}, {"Wrong.": abs}]), st.sampled_from([None, 3, [], {"Wrong.": 3}, {3: abs}])
+        ),
         "praise": Kind(values("Good.", "").good, words.bad.filter(lambda x: not isinstance(x, str))),
         "tolerance": rate,
     },
     "page.exercises.Goal": {"solution": function, "inputs": function, "reached": function},
     "page.explorer.Slider": {
-        "name": values("lr", bad=["", "_a", "width", "a b"]),
+        "name": Kind(st.just("lr"), other("", "_a", "width", "a b", 3, right=["a"])),
         "label": words,
         "scale": choice("linear", "log"),
-        "minimum": values(1, 0.5, bad=[2, 3, -math.nan]),
-        "maximum": values(2, 2.5, bad=[0.1]),
+        "minimum": Kind(st.sampled_from([1, 0.5]), other(3, -math.nan, right=[None])),
+        "maximum": Kind(st.sampled_from([2, 2.5]), other(0.1, math.inf, right=[None])),
         "step": optional(positive),
     },
     "page.explorer.Slider.stops": {"self": made(lambda: Slider("lr", "Rate")), "runs": held},
     "page.explorer.Choice": {
-        "name": values("lr", bad=["", "_a", "width", "a b"]),
+        "name": Kind(st.just("lr"), other("", "_a", "width", "a b", 3, right=["a"])),
         "label": words,
         "options": optional(values(["a", "b"], (1, 2))),
     },
