@@ -458,7 +458,8 @@ def _require_start(start, stages):
     for name, layer in start.model.named_children():
         if type(layer) not in LAYERS:
             allowed = ", ".join(kind.__name__ for kind in LAYERS)
-            raise ValueError(f"start.model: layer {name!r} is {type(layer).__name__}: it must be one of {allowed}")
+            seen = f"start.model: layer {name!r} is {type(layer).__name__}"
+            raise ValueError(f"{seen}: it must be one of {allowed}")
 
 
 def _require_task(task):

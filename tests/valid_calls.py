@@ -21,8 +21,8 @@ from kinds import (
     function_of,
     made,
     number,
-    other,
     optional,
+    other,
     rate,
     seed,
     several,
@@ -770,15 +770,15 @@ CALLS = {
     "page.explorer.Choice": {
         "name": Kind(st.just("lr"), other("", "_a", "width", "a b", 3, right=["a"])),
         "label": words,
-        "options": optional(values(["a", "b"], (1, 2))),
+        "options": Kind(
+            st.sampled_from([["a", "b"], (1, 2), None]), st.sampled_from(["a", 3, {}, (), [], math.nan, 1j])
+        ),
     },
     "page.explorer.Choice.stops": {"self": made(lambda: Choice("lr", "Rate")), "runs": held},
     "page.explorer.Explorer": {
         "runs": held,
         "draw": function_of(lambda: draw),
-        "controls": made(
-            lambda: [Slider("lr", "Rate")], bad=[lambda: [Slider("a", "A")], lambda: ["lr"], lambda: [3]]
-        ),
+        "controls": made(lambda: [Slider("lr", "Rate")], bad=[lambda: ["lr"], lambda: [3]]),
         "caption": words,
         "title": words,
         "compute": optional(function_of(lambda: compute)),

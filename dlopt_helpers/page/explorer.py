@@ -396,7 +396,7 @@ class Explorer:
         require_kind("initial", initial, dict, "a dict from names of controls to values")
         for name, value in initial.items():
             if name not in setting:
-                raise ValueError(f"initial={initial!r} names {name!r}: allowed are {list(setting)!r}")
+                raise ValueError(f"initial={initial!r} names {name!r}: it must be one of {list(setting)!r}")
             setting[name] = self._stop(name, value)
         if self.find(setting) is None:
             raise ValueError(f"initial={initial!r} is not allowed: no run holds {setting!r}")
@@ -614,12 +614,12 @@ def _check_text(name, text):
 
 
 def _check_runs(runs):
-    """Refuse what is neither a frame nor, as where there is no column, empty."""
-    if isinstance(runs, pd.DataFrame):
-        if len(runs.columns) and not len(runs):
-            refuse("runs", runs, "a DataFrame with rows")
-    else:
-        require_kind("runs", runs, dict, "a DataFrame")
+    """Refuse what is no frame or not finite; one without rows, or {}, stands for no stored runs."""
+    require_kind("runs", runs, pd.DataFrame | dict, "a DataFrame")
+    if isinstance(runs, dict) and runs:
+        refuse("runs", runs, "a DataFrame")
+    if len(runs):
+        _check_frame("runs", runs)
 
 
 def _check_frame(name, frame):
