@@ -12,6 +12,8 @@ from pathlib import Path
 import joblib
 import platformdirs
 
+from dlopt_helpers._require import refuse
+
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
 _inside = contextvars.ContextVar("inside a memoised function", default=False)
@@ -24,7 +26,14 @@ def cache_dir():
 
 @functools.cache
 def source_digest(*files):
-    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions."""
+    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions.
+
+    Raises:
+      ValueError: if there is no such file.
+    """
+    for file in files:
+        if not (isinstance(file, str | Path) and Path(file).is_file()):
+            refuse("files", file, "paths of files that exist")
     digest = hashlib.sha256()
     for file in sorted(_with_imports(files)):
         digest.update(file.name.encode() + file.read_bytes())
@@ -70,6 +79,9 @@ def memoise(function):
     defined outside the package (in a notebook, say) have no such key, so a call that is given one
     is computed anew each time.
 
+    Raises:
+      ValueError: if ``function`` is none of Python's own.
+
     Example:
       >>> @memoise
       ... def slow(n):
@@ -77,6 +89,8 @@ def memoise(function):
       >>> slow(1)
       2
     """
+    if not inspect.isfunction(function):
+        refuse("function", function, "a function written in Python")
     file = inspect.getsourcefile(inspect.unwrap(function))
     known = file and os.path.exists(file)
 
@@ -105,4 +119,5 @@ def in_pieces(jobs):
 
 
 def _kept(function, *args, **kwargs):
-    return (memoise(function) if _of_package(function) else function)(*args, **kwargs)
+    ours = inspect.isfunction(function) and _of_package(function)
+    return (memoise(function) if ours else function)(*args, **kwargs)

@@ -4,6 +4,7 @@ import os
 
 import joblib
 
+from dlopt_helpers._require import refuse
 from dlopt_helpers.lab.memo import in_pieces
 from dlopt_helpers.lab.training import progress
 
@@ -22,12 +23,14 @@ def spread(jobs, what):
       what: the name of the progress bar.
 
     Raises:
-      ValueError: if ``DLOPT_JOBS`` is no whole number >= 1.
+      ValueError: if ``jobs`` is no such list, ``what`` no text, or ``DLOPT_JOBS`` no whole number >= 1.
 
     Example:
       >>> spread([joblib.delayed(abs)(n) for n in (-1, 2)], "sizes")
       [1, 2]
     """
+    if not isinstance(jobs, list) or not all(isinstance(job, tuple) and len(job) == 3 for job in jobs):
+        refuse("jobs", jobs, "a list of joblib.delayed calls")
     return joblib.Parallel(_processes(len(jobs)))(progress(in_pieces(jobs), what))
 
 
