@@ -6,11 +6,13 @@ import runpy
 import zlib
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 NO_NETWORK = Path(__file__).parent / "no_network"
 
+hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no fault
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -78,10 +78,10 @@ def _code(text):
 
 
 def faults():
-    """Return the faults of ``mutants.toml``. A fault may name tests of its own after its two texts."""
+    """Return the faults of ``mutants.toml``, whose fourth part, if there is one, names a test of the file."""
     modules = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     return [
-        Fault(module, name, old, new, own[0] if own else part["tests"])
+        Fault(module, name, old, new, [f"{part['tests'][0]}::{test}" for test in own] or part["tests"])
         for module, part in modules.items()
         for name, old, new, *own in part["faults"]
     ]
@@ -129,6 +129,7 @@ class Watch:
 def _run_tests(send, folder, tests, fault):
     """Run the tests and send what came of them."""
     import pytest
+    from hypothesis import HealthCheck, settings
 
     with open(f"{folder}/log", "w") as log:
         for number in (1, 2):
@@ -136,6 +137,10 @@ def _run_tests(send, folder, tests, fault):
     os.environ |= {"DLOPT_CACHE": f"{folder}/cache", "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/hypothesis"}
     os.environ |= {"DLOPT_JOBS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.chdir(ROOT)
+    # The same draws each time, and no failure because a machine is busy.
+    calm = {"derandomize": True, "deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("mutants", **calm)
+    settings.load_profile("mutants")
     gc.freeze()  # the large libraries: there is nothing to collect in them
     watch, first = Watch(), []
     if fault:

@@ -7,6 +7,7 @@ last step; ``python -m dlopt_helpers.page.slides`` makes them anew from the book
 
 import copy
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def tagged(notebook, stem):
     for cell in shown.cells:
         cell.metadata.slideshow = {"slide_type": kinds[cell.id]}
         if cell.cell_type == "markdown":
-            cell.source = linked(cell.source, f"../chapters/{stem}.html")
+            text = linked(cell.source, f"../chapters/{stem}.html")
+            # Sphinx writes one hyphen in an anchor where GitHub and MyST write several.
+            cell.source = re.sub(r"(?<=\]\()\.\./[^)]+", lambda link: re.sub("-+", "-", link[0]), text)
         else:
             cell.outputs = list(_merged(cell.outputs))
     return shown

@@ -21,7 +21,7 @@ def printed(*texts):
 def chapter(first="slide"):
     """Return an executed chapter of three slides."""
     cells = [
-        (new_markdown_cell("# 9.9 Kites & wind\n\nSee [there](03_2_adam.ipynb#proof)."), first),
+        (new_markdown_cell("# 9.9 Kites & wind\n\nSee [there](03_2_adam.ipynb#90--same) -- or not."), first),
         (new_markdown_cell("Nobody sees this."), None),
         (new_code_cell("lift = 2", outputs=printed("printed")), "slide"),
         (new_code_cell("secret = 3", outputs=printed("shown")), "hide-input fragment"),
@@ -58,7 +58,8 @@ def test_a_claim_comes_once():
 
 def test_links_lead_to_the_pages_of_the_book():
     deck = to_html(chapter(), "09_9_kites")
-    assert 'href="../chapters/03_2_adam.html#proof"' in deck and 'href="../chapters/09_9_kites.html"' in deck
+    assert 'href="../chapters/03_2_adam.html#90-same"' in deck and "-- or not" in deck
+    assert 'href="../chapters/09_9_kites.html"' in deck
 
 
 def test_the_chapter_stays_as_it_is():
