@@ -112,7 +112,7 @@ def prepare(notebook, address):
 
 def run(path):
     """Run a chapter on a fresh machine; return it as it was run, and what stopped it, in a list."""
-    room, machine = BUILD / "content", BUILD / "machine"
+    room, machine, executed = BUILD / "content", BUILD / "machine", BUILD / "executed" / path.name
     environment = fresh(room, machine)
     notebook = nbformat.read(path, as_version=4)
     prepare(notebook, (BUILD / "repository").as_uri())
@@ -125,11 +125,13 @@ def run(path):
     try:
         client.execute(env=environment)
         return notebook, []
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+    except CellExecutionError as error:
+        return notebook, [f"{error.ename}: {error.evalue} (see {executed})"]
+    except (CellTimeoutError, DeadKernelError) as error:
         return notebook, [str(error)]
     finally:
-        (BUILD / "executed").mkdir(exist_ok=True)
-        nbformat.write(notebook, BUILD / "executed" / path.name)
+        executed.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, executed)
 
 
 def fresh(room, machine):

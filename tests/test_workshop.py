@@ -10,7 +10,7 @@ import pytest
 
 WORKSHOP = Path(__file__).parents[1] / "workshop"
 CHAPTERS = sorted((WORKSHOP.parent / "chapters").glob("*.ipynb"))
-PAGES = {name: (WORKSHOP / name).read_text() for name in ("plans.md", "notes.md")}
+PAGES = {name: (WORKSHOP / name).read_text() for name in ("plans.md", "notes.md", "room.md")}
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#]*)#?([^)]*)\)")
 NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?!\w)")
 PARTS = ["The point.", "What goes wrong.", "Ask.", "In pairs.", "On the board.", "Short of time."]
@@ -131,7 +131,7 @@ def wrong_numbers(text):
 RULES = [
     ("plans.md", wrong_minutes), ("plans.md", wrong_course), ("plans.md", wrong_links),
     ("notes.md", wrong_notes), ("notes.md", wrong_links), ("notes.md", wrong_exercises),
-    ("notes.md", wrong_numbers),
+    ("notes.md", wrong_numbers), ("room.md", wrong_links),
 ]  # fmt: skip
 SPOILT = {  # which rule must object, what it is to find, and what is put there instead
     "minutes of a row": (0, r"^\| (\d+) \|", "| 99 |"),
@@ -153,6 +153,7 @@ SPOILT = {  # which rule must object, what it is to find, and what is put there 
     "exercise with another number": (5, r"\[Exercise 2\]", "[Exercise 3]"),
     "exercise of another chapter": (5, r"03_1_sgd.ipynb#exercise", "03_2_adam.ipynb#exercise"),
     "number that no chapter has": (6, r"3\.16", "3.17"),
+    "no such recipe": (7, r"hub/values\.yaml", "hub/value.yaml"),
 }
 
 

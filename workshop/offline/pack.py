@@ -105,7 +105,7 @@ def attempt(archive, folder):
 
 def main():
     """Pack, try, and only then give the archive its name."""
-    name = "-".join(["dlopt", dlopt_helpers.__version__, *kind().lower().replace("on ", "").split()])
+    name = "-".join(["dlopt", dlopt_helpers.__version__, *kind().lower().replace(" on ", " ").split()])
     with tempfile.TemporaryDirectory(dir=BUILD, prefix="unfinished-") as temporary:
         pack(Path(temporary, name))
         archive = shutil.make_archive(str(Path(temporary, name)), "zip", temporary, name)
