@@ -73,14 +73,15 @@ def require_array(name, value, allowed="an array of finite numbers", axes=None, 
 
     The numbers of NumPy's arrays are looked at, and those of tensors are not.
     """
-    good = is_tensor(value) and hasattr(value, "shape")
-    if isinstance(value, np.ndarray):
-        good = value.dtype.kind in "iuf" and value.size > 0 and not (finite and not np.isfinite(value).all())
-    if not good:
+    numeric = value.dtype.kind in "iuf" if isinstance(value, np.ndarray) else is_tensor(value)
+    if not (numeric and hasattr(value, "shape")):
         refuse(name, value, allowed)
-    if axes is not None and len(value.shape) != axes:
-        shape = tuple(value.shape)
-        raise ValueError(f"{name} has the shape {shape}: it must be {allowed} along {axes} axes")
+    shape, ours = tuple(value.shape), isinstance(value, np.ndarray)
+    if ours and not value.size or axes not in (None, len(shape)):
+        along = "" if axes is None else f" along {axes} axes"
+        raise ValueError(f"{name} has the shape {shape}: it must be {allowed}{along}, and not empty")
+    if ours and finite and not np.isfinite(value).all():
+        raise ValueError(f"{name} holds a number that is not finite (nan or inf): it must be {allowed}")
 
 
 def is_tensor(value):

@@ -207,8 +207,8 @@ def hint_loss(student, teacher, projection=None):
             )
         student = student @ projection
     elif student.shape[-1] != teacher.shape[-1]:
-        units = f"student has {student.shape[-1]} units and teacher {teacher.shape[-1]}"
-        raise ValueError(f"{units}: they must be equal, or projection must be given")
+        shapes = f"student has the shape {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        raise ValueError(f"{shapes}: they must be equal, or projection must be given")
     _require_same_shape(student=student, teacher=teacher)
     return anp.mean(anp.sum((anp.stop_gradient(teacher) - student) ** 2, axis=-1)) / 2
 

@@ -181,9 +181,10 @@ def in_groups(w, size):
     require_array("w", w, "an array of numbers", finite=False)
     if not len(w.shape):
         raise ValueError("w has no axis: the first must be that of the outputs")
-    row, size = int(np.prod(w.shape[1:])), require_whole("size", size, 1)
-    if row % size or not row:
-        refuse("size", size, f"a divisor of {row}, the weights of an output")
+    row = int(np.prod(w.shape[1:]))
+    allowed = f"a divisor of {row}, the weights of an output"
+    require_one("size", size, allowed, lambda s: s >= 1 and s % 1 == 0 and row and row % s == 0)
+    size = int(size)
     return anp.reshape(w, (w.shape[0], row // size, size))
 
 

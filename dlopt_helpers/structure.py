@@ -204,17 +204,15 @@ def low_rank_error(singular_values, rank):
       rank: :math:`r`, a whole number in [1, number of singular values].
 
     Raises:
-      ValueError: if a singular value is not finite or negative, all are zero, or ``rank`` is out of range.
+      ValueError: if a singular value is not finite, all are zero, or ``rank`` is out of range.
 
     Example:
       >>> import numpy as np
       >>> low_rank_error(np.array([4.0, 3.0]), rank=1)
       0.6
     """
-    require_array("singular_values", singular_values, "finite numbers >= 0", axes=1)
+    require_array("singular_values", singular_values, axes=1)
     _require_finite("singular_values", singular_values)
-    if anp.any(singular_values < 0):
-        refuse("singular_values", singular_values, "finite numbers >= 0")
     rank = require_whole("rank", rank, 1, len(singular_values))
     squares = singular_values**2
     if not (whole := float(anp.sum(squares))):

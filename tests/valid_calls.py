@@ -345,7 +345,7 @@ CALLS = {
     "structure.singular_values": {"w": matrix},
     "structure.low_rank": {"w": matrix, "rank": whole(1, 4)},
     "structure.low_rank_error": {
-        "singular_values": array(4, low=1, high=2, beyond=[-1], bad=[np.zeros(4)], shapes=[(4, 4), (4, 1)]),
+        "singular_values": array(4, low=1, high=2, bad=[np.zeros(4)], shapes=[(4, 4), (4, 1)]),
         "rank": whole(1, 4),
     },
     "structure.rank_for": {"outputs": count, "inputs": count, "share": part},
@@ -801,15 +801,21 @@ CALLS = {
         "step": function_of(lambda: lambda w: {"w": w}),
         "row": function_of(lambda: lambda w: {"w": w}),
         "steps": Kind(st.integers(1, 3), count.bad),
-        "series": optional(values({"rule": ["a"]}, bad=[{"rule": 3}, {"rule": []}, {3: [1]}])),
+        "series": Kind(
+            st.sampled_from([{"rule": ["a"]}, {}, None]),
+            st.sampled_from([3, "a", [], {"rule": 3}, {"rule": []}, {3: [1]}]),
+        ),
         "inputs": optional(function),
         "while_positive": optional(function),
     },
-    "page.recurrence.Recurrence.__call__": {"self": made(walk), "setting": setting},
     "page.recurrence.Recurrence.program": {
         "self": made(walk),
-        "sliders": values(["lr"], {"lr"}, bad=["lr", [3], ["other"]]),
-        "choices": values({}, {"rule": ["a", "b"]}, bad=[{"rule": 3}, {"rule": []}]),
+        "sliders": Kind(
+            st.sampled_from([["lr"], {"lr"}]), st.sampled_from([None, 3, "lr", [3], b"1", 1j, True])
+        ),
+        "choices": Kind(
+            st.sampled_from([{}, {"rule": ["a"]}]), st.sampled_from([None, 3, [], {"rule": 3}, {"rule": []}])
+        ),
     },
     "page.source.source": {"thing": values(draw, Slider, Cost.__add__, bad=[abs]), "docstring": flag},
 }
@@ -851,6 +857,7 @@ WITHOUT = {
         bridges.quantization_torch.Quantized bridges.quantization_torch.QuantizedInput
         page.explorer.Slider.to_scale page.explorer.Slider.from_scale page.notebooks.keep_claims
         page.notebooks.main""",
-    "Whatever it is given is right.": """
-        lab.sweep.constant page.explorer.shown page.exercises.Check.__call__ page.exercises.Check.judge""",
+    "Whatever it is given is right, or is for the functions that it was made of.": """
+        lab.sweep.constant page.recurrence.Recurrence.__call__
+        page.explorer.shown page.exercises.Check.__call__ page.exercises.Check.judge""",
 }
