@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlopt_helpers.lab.surfaces import FAR, beale, contours, descend, quadratic, saddle
+from dlopt_helpers.lab.surfaces import FAR, beale, contours, descend, quadratic, saddle, turned
 from dlopt_helpers.sgd import SGD
 
-SURFACES = [quadratic(), beale(), saddle()]
+SURFACES = [quadratic(), beale(), saddle(), turned(saddle(), 30, window=((-2.5, 2.5), (-2.5, 2.5)))]
 every_surface = pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.name)
 
 

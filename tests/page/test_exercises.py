@@ -1,3 +1,4 @@
+import itertools
 import zlib
 
 import numpy as np
@@ -61,6 +62,17 @@ def test_a_wrong_answer_gets_its_hint(answer, hint):
     assert verdict is False
     assert line.startswith("✗")
     assert hint in line
+
+
+def swap(x):
+    return mean_and_spread(x)[::-1]
+
+
+@pytest.mark.parametrize("first, later", [(mean_and_spread, swap), (swap, mean_and_spread)])
+def test_an_answer_has_to_agree_on_every_draw(first, later):
+    calls = itertools.count()
+    verdict, line = check.judge(lambda x: (later if next(calls) else first)(x))
+    assert verdict is False and line.startswith("✗ Not yet")  # and not the hint of the swapped
 
 
 def test_inputs_are_fresh():

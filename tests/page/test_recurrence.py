@@ -1,6 +1,8 @@
 """Recurrences without a browser: the rows they make, what they write down, what they refuse."""
 
+import itertools
 import json
+import operator
 
 import numpy as np
 import pandas as pd
@@ -112,6 +114,32 @@ def test_a_program_for_each_choice_and_series_and_each_formula_once():
     assert len(written["formulas"]) == 5
     assert written["tables"] == [[0, 1, 0], [0.5, 0, 0]]
     assert written["columns"] == ["t", "x", "y"]
+
+
+def computed(formula, *values):
+    """Return what explorer.js computes from a formula."""
+    assert len(values) == formula["inputs"]
+    operations = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
+    operations += [lambda a, _: -a, lambda a, _: abs(a)]
+    memory = [*values, *formula["constants"]]
+    for operation, a, b in zip(*[iter(formula["code"])] * 3, strict=True):
+        memory.append(operations[operation](memory[a], memory[b]))
+    return [memory[end] for end in formula["ends"]]
+
+
+def test_a_program_computes_the_rows():
+    written, beta, lr = program(), 0.6, 0.3
+    runs = itertools.product(SIDES, written["series"])
+    for (places, columns), (side, run) in zip(written["programs"], runs, strict=True):
+        start, row, step = (written["formulas"][place] for place in places)
+        state, rows = computed(start, beta, lr), []
+        for t in range(written["steps"] + 1):
+            if t:
+                state = computed(step, beta, lr, *state, *(written["tables"][c][t - 1] for c in columns))
+            rows.append(computed(row, beta, lr, *state)[1:])  # the first says whether the run goes on
+        expected = walk()(side=side, lr=lr, beta=beta)
+        expected = expected.loc[expected.rule == run["rule"], written["columns"]]
+        np.testing.assert_allclose(rows, expected, rtol=1e-12)
 
 
 def test_a_formula_keeps_each_number_and_operation_once():
