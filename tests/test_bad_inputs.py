@@ -151,7 +151,7 @@ def apart(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_allowed_works(name):
-    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 12)
+    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 6)
     @given(st.data())
     def check(data):
         arguments = example(name, data)
@@ -167,7 +167,7 @@ def test_what_is_allowed_works(name):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_what_is_not_allowed_is_refused(name, argument):
-    @settings(fixed, max_examples=40)
+    @settings(fixed, max_examples=10)
     @given(st.data())
     def check(data):
         arguments = example(name, data) | {argument: data.draw(CALLS[name][argument].bad, "bad")}

@@ -244,5 +244,5 @@ def _drop_notes(message):
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
         elif field.message_type:
-            for part in value if field.is_repeated else [value]:
+            for part in [value] if hasattr(value, "ListFields") else value:  # one message or several
                 _drop_notes(part)
