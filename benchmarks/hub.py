@@ -31,7 +31,6 @@ import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from dlopt_helpers.lab.measure import device_name
 from dlopt_helpers.lab.memo import cache_dir
 
 ROOT = Path(__file__).parents[1]
@@ -236,6 +235,8 @@ def main():
         return
     codes = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     figures = asyncio.run(measure(proxy, options.users, codes))
+    from dlopt_helpers.lab.measure import device_name  # loads PyTorch
+
     load = np.mean(os.getloadavg()[1:])
     print(f"{options.chapter}, {os.cpu_count()} cores ({device_name('cpu')}), load {load:.1f}")
     print(figures.to_string())

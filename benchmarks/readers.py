@@ -9,17 +9,18 @@ server, which sends no gzip. ``--store nginx`` adds the figures to workshop/room
 """
 
 import argparse
-import asyncio
 import contextlib
+import http.client
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import pandas as pd
 import psutil
@@ -27,7 +28,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "_build" / "html"
 STORED = ROOT / "workshop" / "hub" / "readers.csv"
-TLS = httpx.create_ssl_context()  # one for all: it takes longer to make than a page to fetch
+KINDS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 sys.path[:0] = [str(ROOT / "tests")]
 
 
@@ -67,36 +68,55 @@ def asked_for(origin, page):
     return list(dict.fromkeys(url for url in found if urlsplit(url).scheme in ("http", "https")))
 
 
-async def reader(start, urls, encoding):
-    """Open a page and all its files; return seconds, bytes on the wire and the number of errors."""
-    limits = httpx.Limits(max_connections=6)
-    headers = {"Accept-Encoding": encoding}
-    async with httpx.AsyncClient(headers=headers, limits=limits, timeout=300, verify=TLS) as client:
-        await start.wait()
-        begun = time.perf_counter()
-        first = await fetch(client, urls[0])
-        rest = await asyncio.gather(*(fetch(client, url) for url in urls[1:]))
-        sizes, errors = zip(first, *rest, strict=True)
-        return time.perf_counter() - begun, sum(sizes), sum(errors)
+class Connection:
+    """One connection of a reader: it stays open where the server lets it, and is opened anew where not."""
 
+    def __init__(self, origin, encoding):
+        parts = urlsplit(origin)
+        self.http = KINDS[parts.scheme](parts.netloc, timeout=300)
+        self.headers = {"Accept-Encoding": encoding}
 
-async def fetch(client, url):
-    """Return the bytes of a body as they came, and whether it failed."""
-    try:
-        answer = await client.get(url)
-        return answer.num_bytes_downloaded, answer.status_code != 200
-    except httpx.HTTPError:
+    def fetch(self, url):
+        """Return the bytes of a body as they came, and whether it failed."""
+        path = urlsplit(url)._replace(scheme="", netloc="").geturl()
+        for _ in range(2):  # like a browser: once more where the server closed what was open
+            used = self.http.sock is not None
+            try:
+                self.http.request("GET", path, headers=self.headers)
+                answer = self.http.getresponse()
+                return len(answer.read()), answer.status != 200
+            except (OSError, http.client.HTTPException):
+                self.http.close()
+                if not used:
+                    break
         return 0, True
 
 
-async def crowd(pages, readers, encoding):
+def reader(start, urls, encoding):
+    """Open a page and all its files; return seconds, bytes on the wire and the number of errors."""
+    own = threading.local()
+
+    def fetch(url):
+        if not hasattr(own, "connection"):
+            own.connection = Connection(url, encoding)
+        return own.connection.fetch(url)
+
+    with ThreadPoolExecutor(6) as connections:
+        start.wait()
+        begun = time.perf_counter()
+        first = connections.submit(fetch, urls[0]).result()
+        sizes, errors = zip(first, *connections.map(fetch, urls[1:]), strict=True)
+        return time.perf_counter() - begun, sum(sizes), sum(errors)
+
+
+def crowd(pages, readers, encoding):
     """Let all readers begin at once and return what each of them saw."""
-    start = asyncio.Event()
-    work = [asyncio.create_task(reader(start, pages[n % len(pages)], encoding)) for n in range(readers)]
-    await asyncio.sleep(0)
-    begun = time.perf_counter()
-    start.set()
-    seen = pd.DataFrame(await asyncio.gather(*work), columns=["seconds", "bytes", "errors"])
+    start = threading.Event()
+    with ThreadPoolExecutor(readers) as people:
+        work = [people.submit(reader, start, pages[n % len(pages)], encoding) for n in range(readers)]
+        begun = time.perf_counter()
+        start.set()
+        seen = pd.DataFrame([each.result() for each in work], columns=["seconds", "bytes", "errors"])
     return seen, time.perf_counter() - begun
 
 
@@ -135,7 +155,7 @@ def measure(origin, name, readers, gzips):
     rows = []
     for gzip in gzips:
         before = spent(origin)
-        seen, wall = asyncio.run(crowd(pages, readers, "gzip" if gzip else "identity"))
+        seen, wall = crowd(pages, readers, "gzip" if gzip else "identity")
         rows.append(row(name, gzip, seen, wall, spent(origin) - before))
     return rows
 

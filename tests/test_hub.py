@@ -1,7 +1,6 @@
 """The recipes for a room agree with one another, with the page, and with what was measured."""
 
 import ast
-import asyncio
 import functools
 import importlib.util
 import re
@@ -177,6 +176,6 @@ def test_readers_count_bytes_and_errors(tmp_path):
     module = script("readers")
     with served(tmp_path) as origin:
         pages = [[f"{origin}/a.html", f"{origin}/b.js"], [f"{origin}/a.html", f"{origin}/none.js"]]
-        seen, wall = asyncio.run(module.crowd(pages, 4, "identity"))
+        seen, wall = module.crowd(pages, 4, "identity")
     assert list(seen["errors"]) == [0, 1, 0, 1] and list(seen["bytes"][::2]) == [1_500, 1_500]
     assert 0 < seen["seconds"].max() <= wall
