@@ -77,7 +77,7 @@ def require_array(name, value, allowed="an array of finite numbers", axes=None, 
     if not (numeric and hasattr(value, "shape")):
         refuse(name, value, allowed)
     shape, ours = tuple(value.shape), isinstance(value, np.ndarray)
-    if ours and not value.size or axes not in (None, len(shape)):
+    if (ours and not value.size) or axes not in (None, len(shape)):
         along = "" if axes is None else f" along {axes} axes"
         raise ValueError(f"{name} has the shape {shape}: it must be {allowed}{along}, and not empty")
     if ours and finite and not np.isfinite(value).all():

@@ -358,10 +358,10 @@ def bias_correction(y, y_hat, axis):
     """
     _others("y", y, None)
     _others("y_hat", y_hat, None)
-    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
     if y.shape != y_hat.shape:
         shapes = f"y_hat has the shape {tuple(y_hat.shape)}: y has {tuple(y.shape)}"
         raise ValueError(f"{shapes}, and they must be equal")
+    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
     return anp.mean(y - y_hat, axis=over)
 
 
