@@ -302,7 +302,7 @@ CALLS = {
     "distillation.soften": {"logits": array(4, 3, shapes=[(4, 0), ()]), "temperature": positive},
     "distillation.log_soften": {"logits": array(4, 3, shapes=[(4, 0), ()]), "temperature": positive},
     "distillation.kl": {"log_p": logits, "log_q": logits},
-    "distillation.cross_entropy": {"logits": logits, "labels": labels},
+    "distillation.cross_entropy": {"logits": array(4, 3, shapes=[(3, 3), (4,), (0, 3)]), "labels": labels},
     "distillation.distillation_loss": {
         "student": logits,
         "teacher": logits,
@@ -482,7 +482,11 @@ CALLS = {
             lambda: {"clipnorm": 1.0}, bad=[lambda: {"weight_decay": 0.1}, lambda: {"speed": 3}], odd=[]
         ),
     },
-    "bridges.distillation_torch.logits": {"model": torch_model, "x": to_batch, "batch_size": count},
+    "bridges.distillation_torch.logits": {
+        "model": torch_model,
+        "x": to_batch._replace(bad=array(5, 3, dtype="float32", shapes=[(5, 7)]).bad),
+        "batch_size": count,
+    },
     "bridges.distillation_torch.distillation_step": {
         "student": own_torch,
         "teacher": Kind(
@@ -673,7 +677,12 @@ CALLS = {
         "items": made(lambda: [1, 2], odd=[None, 3, 1j, True, math.nan]),
         "what": words,
     },
-    "lab.training.batches": {"n": whole(4), "batch_size": whole(1, 4), "steps": whole(0), "seed": whole(0)},
+    "lab.training.batches": {
+        "n": whole(4)._replace(bad=count.bad),
+        "batch_size": whole(1, 4),
+        "steps": whole(0),
+        "seed": whole(0),
+    },
     "lab.training.recorded": {"steps": whole(0), "every": count},
     "lab.training.tensors": {"data": a_data, "dtype": made(lambda: torch.float64, bad=[lambda: "float32"])},
     "lab.training.require_data": {"data": a_data},
@@ -758,7 +767,7 @@ CALLS = {
         "mistakes": Kind(
             st.sampled_from([{}, {"Wrong.": abs}]), st.sampled_from([None, 3, [], {"Wrong.": 3}, {3: abs}])
         ),
-        "praise": Kind(values("Good.", "").good, words.bad.filter(lambda x: not isinstance(x, str))),
+        "praise": Kind(st.sampled_from(["Good.", ""]), other(3, right=["a"])),
         "tolerance": rate,
     },
     "page.exercises.Goal": {"solution": function, "inputs": function, "reached": function},

@@ -38,7 +38,7 @@ def logits(model, x, batch_size=1000):
     try:
         return model.predict(x, batch_size=batch_size, verbose=0)
     except (ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from None
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
 
 
 class Distiller(keras.Model):
