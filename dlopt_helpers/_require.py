@@ -81,7 +81,7 @@ def require_array(name, value, allowed="an array of finite numbers", axes=None, 
         along = "" if axes is None else f" along {axes} axes"
         raise ValueError(f"{name} has the shape {shape}: it must be {allowed}{along}, and not empty")
     if ours and finite and not np.isfinite(value).all():
-        raise ValueError(f"{name} holds a number that is not finite (nan or inf): it must be {allowed}")
+        refuse(name, value, allowed)
 
 
 def is_tensor(value):

@@ -105,7 +105,7 @@ def cross_entropy(logits, labels):
     def is_class(y):
         return (y >= 0) & (y < classes)
 
-    allowed = f"an array of whole numbers in [0, {classes})"
+    allowed = f"an array of whole numbers in [0, {classes}), the classes of logits"
     require_array("labels", labels, allowed)
     if isinstance(labels, np.ndarray) and not (labels.dtype.kind in "iu" and is_class(labels).all()):
         refuse("labels", labels, allowed)

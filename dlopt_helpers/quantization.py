@@ -6,6 +6,7 @@ quantizers into models.
 """
 
 import heapq
+import numbers
 from dataclasses import dataclass
 
 import autoray
@@ -358,10 +359,10 @@ def bias_correction(y, y_hat, axis):
     """
     _others("y", y, None)
     _others("y_hat", y_hat, None)
-    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
     if y.shape != y_hat.shape:
         shapes = f"y_hat has the shape {tuple(y_hat.shape)}: y has {tuple(y.shape)}"
         raise ValueError(f"{shapes}, and they must be equal")
+    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
     return anp.mean(y - y_hat, axis=over)
 
 
@@ -393,7 +394,7 @@ def equalising_factors(w1, w2):
       Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction".
     """
     for name, w, least in (("w1", w1, 1), ("w2", w2, 2)):
-        require_array(name, w, "an array of finite numbers")
+        require_array(name, w, finite=False)
         if len(w.shape) < least:
             raise ValueError(f"{name} has the shape {tuple(w.shape)}: it must have {least} axes or more")
     out, into = _others("w1", w1, 0), _others("w2", w2, 1)
@@ -661,7 +662,12 @@ def _has_values(x):
 
 def _require_range(low, high):
     for name, bound in (("low", low), ("high", high)):
-        require(name, bound, "a finite number, or an array of them", lambda _: True)
+        if isinstance(bound, np.ndarray):
+            good = bound.dtype.kind in "iuf" and bound.size
+        else:
+            good = is_tensor(bound) or (isinstance(bound, numbers.Real) and not isinstance(bound, bool))
+        if not good:
+            refuse(name, bound, "a finite number, or an array of them")
     if not (_has_values(low) and _has_values(high)):
         return
     lows, highs = (np.asarray(autoray.to_numpy(bound), float) for bound in (low, high))

@@ -211,7 +211,7 @@ def low_rank_error(singular_values, rank):
       >>> low_rank_error(np.array([4.0, 3.0]), rank=1)
       0.6
     """
-    require_array("singular_values", singular_values, axes=1)
+    require_array("singular_values", singular_values, axes=1, finite=False)
     _require_finite("singular_values", singular_values)
     rank = require_whole("rank", rank, 1, len(singular_values))
     squares = singular_values**2
@@ -269,8 +269,8 @@ def front(costs, scores):
       >>> front(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.9]))
       array([ True, False,  True])
     """
-    require_array("costs", costs)
-    require_array("scores", scores)
+    require_array("costs", costs, finite=False)
+    require_array("scores", scores, finite=False)
     if costs.shape != scores.shape or anp.ndim(costs) != 1 or not anp.size(costs):
         shapes = f"{tuple(costs.shape)} and {tuple(scores.shape)}"
         raise ValueError(f"costs and scores have the shapes {shapes}: they must be equal, (n,) with n >= 1")
@@ -296,7 +296,7 @@ def _require_finite(name, x):
 
 
 def _require_matrix(w):
-    require_array("w", w, "a matrix of finite numbers")
+    require_array("w", w, "a matrix of finite numbers", finite=False)
     if anp.ndim(w) != 2 or not anp.size(w):
         raise ValueError(f"w has the shape {tuple(w.shape)}: it must be a matrix with at least one number")
     _require_finite("w", w)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kinds import Lazy
 from torch import nn
 from valid_calls import A_TORCH, CALLS, WITHOUT
 
 import dlopt_helpers
 
-ROOMS = ("chapters", "doctor")  # charts over rows of the book's own, and a check that takes no arguments
-ALLOWED = re.compile(r"\b(must|give|needs?|only|should|make|use|is for|have|takes|at least|can be|remove)\b")
+ROOMS = ("chapters", "doctor")  # not looked at: charts over the book's own rows, and the set-up check
+ALLOWED = re.compile(r"\b(must|give|needs?|only|should|use|remove)\b")
 SLOW = (
+    "bridges",
     "lab.deployed",
     "lab.litert",
     "lab.onnx",
@@ -29,8 +31,11 @@ SLOW = (
     "page.explorer",
     "page.live",
 )
+# Their own tests call them, and they take seconds.
+ELSEWHERE = ("lab.deployed.measured", "lab.deployed.memory", "page.explorer.write_assets", "pipeline.run")
 # They change what they are given, where it is allowed.
 IN_PLACE = ("prune", "make_permanent", "quantize_in_training", "distillation_step", "train", "add")
+IN_PLACE += ("add_param_group", "load_state_dict")
 
 
 def public():
@@ -64,7 +69,12 @@ def parameters(function):
 PUBLIC = dict(public())
 WITH_ARGUMENTS = {name for name, function in PUBLIC.items() if set(parameters(function)) - {"self"}}
 UNCHECKED = {name for names in WITHOUT.values() for name in names.split()}
-ARGUMENTS = [(name, argument) for name, kinds in CALLS.items() for argument in kinds if argument != "self"]
+ARGUMENTS = [
+    (name, argument)
+    for name, kinds in CALLS.items()
+    for argument in kinds
+    if argument != "self" and not kinds[argument].bad.is_empty
+]
 
 
 def test_every_function_has_a_valid_call_or_a_reason():
@@ -135,7 +145,13 @@ def numbers(result):
 
 
 def example(name, data):
-    return {argument: data.draw(kind.good, argument) for argument, kind in CALLS[name].items()}
+    """Return a valid value of each argument."""
+    return {argument: drawn(data, kind.good, argument) for argument, kind in CALLS[name].items()}
+
+
+def drawn(data, strategy, label):
+    value = data.draw(strategy, label)
+    return value.make() if isinstance(value, Lazy) else value
 
 
 fixed = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -149,9 +165,9 @@ def apart(tmp_path_factory):
         yield
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", sorted(set(CALLS) - set(ELSEWHERE)))
 def test_what_is_allowed_works(name):
-    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 6)
+    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 5)
     @given(st.data())
     def check(data):
         arguments = example(name, data)
@@ -167,10 +183,10 @@ def test_what_is_allowed_works(name):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_what_is_not_allowed_is_refused(name, argument):
-    @settings(fixed, max_examples=10)
+    @settings(fixed, max_examples=6 if name.startswith(SLOW) else 12)
     @given(st.data())
     def check(data):
-        arguments = example(name, data) | {argument: data.draw(CALLS[name][argument].bad, "bad")}
+        arguments = example(name, data) | {argument: drawn(data, CALLS[name][argument].bad, "bad")}
         before = inside(arguments)
         args, kwargs = bound(name, arguments)
         with pytest.raises((ValueError, TypeError)) as caught:

@@ -46,7 +46,7 @@ from dlopt_helpers.structure import Cost
 # --- kinds of this book ------------------------------------------------------------------------------
 
 count = whole(1)
-positive = number(0, without=[0])
+positive = number(0.01)._replace(bad=number(0, without=[0]).bad)
 rates = number(0, arrays=True)
 memory = Kind(number(0, 0.9, arrays=True).good, number(0, 1, without=[1], arrays=True).bad)  # in [0, 1)
 inner = Kind(number(0.1, 0.9, arrays=True).good, number(0, 1, without=[0, 1], arrays=True).bad)  # in (0, 1)
@@ -102,7 +102,7 @@ torch_model = made(A_TORCH, bad=[*NO_MODELS, A_KERAS])
 own_torch = Kind(made(torch_net).good, torch_model.bad)  # for those that change it
 keras_model = made(A_KERAS, bad=[*NO_MODELS, A_TORCH])
 own_keras = Kind(made(keras_net).good, keras_model.bad)
-examples = array(5, 3, dtype="float32", shapes=[(0, 3), (5, 7), (3,)])
+examples = array(5, 3, dtype="float32", shapes=[(0, 3), (5, 7)])
 to_batch = Kind(examples.good | examples.good.map(torch.from_numpy), examples.bad)
 batch = Kind(examples.good.map(torch.from_numpy), examples.bad)
 
@@ -233,6 +233,7 @@ an_explorer = made(explorer)
 
 weights = array(4, 6, shapes=[(4, 0)])
 floats = {"low": -1.0, "high": 1.0}
+some_axes = Kind(st.sampled_from([None, 0, -1, (0, 1)]), other(2, (0, 5), (0.5,), right=[None, ()]))
 no_whole = st.sampled_from([0.5, math.inf, None, "a", 1j, {}, [1], True, math.nan, np.array([])])
 no_end = st.sampled_from([*ODD, True, math.inf, np.array([1.0, math.nan])])
 quantizer = made(lambda: symmetric(-1.0, 1.0, 4), lambda: affine(-1.0, 1.0, 8))
@@ -301,11 +302,11 @@ CALLS = {
     "distillation.soften": {"logits": array(4, 3, shapes=[(4, 0), ()]), "temperature": positive},
     "distillation.log_soften": {"logits": array(4, 3, shapes=[(4, 0), ()]), "temperature": positive},
     "distillation.kl": {"log_p": logits, "log_q": logits},
-    "distillation.cross_entropy": {"logits": logits, "labels": labels},
+    "distillation.cross_entropy": {"logits": array(4, 3, shapes=[(3, 3), (4,), (0, 3)]), "labels": labels},
     "distillation.distillation_loss": {
         "student": logits,
         "teacher": logits,
-        "labels": labels,
+        "labels": labels._replace(bad=labels.bad.filter(lambda x: x is not None)),
         "temperature": positive,
         "alpha": share,
     },
@@ -402,18 +403,18 @@ CALLS = {
         "w": array(4, 6, shapes=[(4, 0)], finite=False),
         "size": values(2, 3.0, bad=[4, 0])._replace(bad=st.sampled_from([*ODD, True, 4, 0, -1, 0.5])),
     },
-    "quantization.min_max": {"x": weights, "axis": optional(values(0, -1, (0, 1), bad=[2, (0, 5), (0.5,)]))},
+    "quantization.min_max": {"x": weights, "axis": some_axes},
     "quantization.percentile": {"x": weights, "share": part},
     "quantization.least_squares": {
         "x": weights,
         "bits": whole(2, 16),
         "scheme": values(symmetric, affine),
-        "axis": optional(values(0, -1, (0, 1), bad=[2, (0, 5)])),
+        "axis": some_axes,
     },
     "quantization.kullback_leibler": {
         "x": weights,
         "bits": whole(2, 8),
-        "bins": values(512, 600.0, bad=[3, 16.5]),
+        "bins": Kind(st.sampled_from([512, 600.0]), other(1, 0, 16.5)),
     },
     "quantization.bias_correction": {"y": logits, "y_hat": logits, "axis": values(1, -1, 0, bad=[2, (0, 5)])},
     "quantization.equalising_factors": {
@@ -453,6 +454,7 @@ CALLS = {
     },
     # --- bridges ---
     "bridges.conventions.as_convention": {"rule": subject_rule, "convention": convention},
+    "bridges.conventions.require_rule": {"rule": rule},
     "bridges.conventions.rule_named": {
         "name": choice("SGD", "KerasSGD"),
         "fields": made(
@@ -467,7 +469,7 @@ CALLS = {
     },
     "bridges.torch.RuleOptimizer.add_param_group": {
         "self": an_optimizer,
-        "param_group": made(lambda: group(), bad=[dict, lambda: group(speed=3), lambda: group(lr=-1)]),
+        "param_group": made(group, bad=[dict, lambda: group(speed=3), lambda: group(lr=-1)]),
     },
     "bridges.torch.RuleOptimizer.load_state_dict": {
         "self": an_optimizer,
@@ -480,7 +482,11 @@ CALLS = {
             lambda: {"clipnorm": 1.0}, bad=[lambda: {"weight_decay": 0.1}, lambda: {"speed": 3}], odd=[]
         ),
     },
-    "bridges.distillation_torch.logits": {"model": torch_model, "x": to_batch, "batch_size": count},
+    "bridges.distillation_torch.logits": {
+        "model": torch_model,
+        "x": to_batch._replace(bad=array(5, 3, dtype="float32", shapes=[(5, 7)]).bad),
+        "batch_size": count,
+    },
     "bridges.distillation_torch.distillation_step": {
         "student": own_torch,
         "teacher": Kind(
@@ -569,7 +575,7 @@ CALLS = {
         "reference": onnx_bytes,
         "x": array(64, 40, dtype="float32", shapes=[(3, 40), (64, 7), (64,)]),
         "y": array(64, low=0, high=9, dtype=int, shapes=[(3,), (64, 1)], beyond=[-1, 10, 0.5]),
-        "repeats": whole(1, 2),
+        "repeats": whole(1, 2)._replace(bad=count.bad),
     },
     "lab.deployed.memory": {"onnx": onnx_bytes, "inputs": values(40, bad=[7, 0.5])},
     "lab.litert.convert": {"model": keras_model},
@@ -613,6 +619,7 @@ CALLS = {
     "lab.onnxrt.export": {"model": torch_model, "inputs": values(3, bad=[4, 0.5])},
     "lab.onnxrt.quantize_static": {"onnx": onnx_bytes, "calibration": calibration, "per_channel": flag},
     "lab.onnxrt.quantize_dynamic": {"onnx": onnx_bytes},
+    "lab.onnxrt.read": {"onnx": onnx_bytes, "name": Kind(st.just("onnx"), st.nothing())},
     "lab.onnxrt.load": {"onnx": onnx_bytes},
     "lab.onnxrt.optimised_ops": {"onnx": onnx_bytes},
     "lab.runtimes.checked_calibration": {
@@ -670,9 +677,15 @@ CALLS = {
         "items": made(lambda: [1, 2], odd=[None, 3, 1j, True, math.nan]),
         "what": words,
     },
-    "lab.training.batches": {"n": whole(4), "batch_size": whole(1, 4), "steps": whole(0), "seed": whole(0)},
+    "lab.training.batches": {
+        "n": whole(4)._replace(bad=count.bad),
+        "batch_size": whole(1, 4),
+        "steps": whole(0),
+        "seed": whole(0),
+    },
     "lab.training.recorded": {"steps": whole(0), "every": count},
     "lab.training.tensors": {"data": a_data, "dtype": made(lambda: torch.float64, bad=[lambda: "float32"])},
+    "lab.training.require_data": {"data": a_data},
     "lab.training.measure": {"model": torch_model, "data": made(lambda: tuple(map(torch.as_tensor, data())))},
     "lab.training.train": {
         "model": own_torch,
@@ -754,7 +767,7 @@ CALLS = {
         "mistakes": Kind(
             st.sampled_from([{}, {"Wrong.": abs}]), st.sampled_from([None, 3, [], {"Wrong.": 3}, {3: abs}])
         ),
-        "praise": Kind(values("Good.", "").good, words.bad.filter(lambda x: not isinstance(x, str))),
+        "praise": Kind(st.sampled_from(["Good.", ""]), other(3, right=["a"])),
         "tolerance": rate,
     },
     "page.exercises.Goal": {"solution": function, "inputs": function, "reached": function},

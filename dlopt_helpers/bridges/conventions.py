@@ -2,7 +2,7 @@ r"""Where a framework computes something else than the subject, its formula unde
 
 from dataclasses import asdict, dataclass, is_dataclass
 
-from dlopt_helpers._require import refuse, require_kind, require_option
+from dlopt_helpers._require import refuse, require_kind
 from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
 from dlopt_helpers.sgd import SGD
 
@@ -240,12 +240,14 @@ def as_convention(rule, convention):
       >>> as_convention(SGD(lr=0.1, momentum=0.9), "keras")
       KerasSGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
     """
-    require_option("convention", convention, _FORMULAS)
-    formula = _FORMULAS.get(convention, {}).get(_SUBJECT.get(type(rule)))
+    known = _FORMULAS.get(convention, {}) if isinstance(convention, str) else {}
+    formula = known.get(_SUBJECT.get(type(rule)))
     if formula is None:
-        known = ", ".join(known.__name__ for known in _FORMULAS["torch"])
+        rules = ", ".join(known.__name__ for known in _FORMULAS["torch"])
+        conventions = " or ".join(map(repr, _FORMULAS))
         raise ValueError(
-            f"there is no {type(rule).__name__} in convention={convention!r}: rule must be one of {known}"
+            f"there is no rule {type(rule).__name__} in convention={convention!r}: "
+            f"it must be one of {rules} in {conventions}"
         )
     return formula(**asdict(rule))
 

@@ -35,7 +35,10 @@ def logits(model, x, batch_size=1000):
     require_array("x", x)
     if not len(x.shape) or not x.shape[0]:
         raise ValueError(f"x has the shape {tuple(x.shape)}: it must hold at least one example")
-    return model.predict(x, batch_size=batch_size, verbose=0)
+    try:
+        return model.predict(x, batch_size=batch_size, verbose=0)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
 
 
 class Distiller(keras.Model):

@@ -30,13 +30,13 @@ def logits(model, x, batch_size=1000):
       torch.Size([5, 2])
     """
     require_kind("model", model, torch.nn.Module, "an nn.Module")
-    batch_size, x = require_whole("batch_size", batch_size, 1), _as_batch(x)
+    batch_size, x = require_whole("batch_size", batch_size, 1), _as_batch(x, empty=True)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         return torch.cat([model(batch) for batch in x.split(batch_size)])
     except RuntimeError as error:
-        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from None
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode  # not by train(), which would wake a batch norm frozen by hand

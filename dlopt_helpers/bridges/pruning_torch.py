@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -228,16 +229,16 @@ def _require_module(model):
     require_kind("model", model, nn.Module, "an nn.Module")
 
 
-def _as_batch(x):
+def _as_batch(x, empty=False):
     """Return examples as a tensor of PyTorch.
 
     Raises:
-      ValueError: if ``x`` is neither a tensor nor an array of finite numbers, or holds none.
+      ValueError: if ``x`` is no tensor and no array of finite numbers, or holds none (if not ``empty``).
     """
-    if not torch.is_tensor(x):
+    if not torch.is_tensor(x) and not (empty and isinstance(x, np.ndarray) and not x.size):
         require_array("x", x, "a tensor or an array of finite numbers")
-        x = torch.as_tensor(x)
-    if not x.numel():
+    x = torch.as_tensor(x)
+    if not (x.numel() or empty):
         raise ValueError(f"x has the shape {tuple(x.shape)}: it must hold at least one example")
     return x
 
@@ -249,7 +250,7 @@ def _prunable_layers(model):
     layers = {name: layer for name, layer in named if isinstance(layer, kinds)}
     if not layers:
         raise ValueError(
-            "model holds nothing to prune: it must hold an nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d"
+            "model holds no nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d: it must, or nothing can be pruned"
         )
     return layers
 

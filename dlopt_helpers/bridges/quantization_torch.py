@@ -349,7 +349,7 @@ def _watched(model, x):
     try:
         probe(x.to(next(probe.parameters())) if x.is_floating_point() else x)
     except RuntimeError as error:
-        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from None
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     return seen
 
 

@@ -60,7 +60,7 @@ def costs(model, x):
         with torch.no_grad():
             model.eval()(x[:1])
     except RuntimeError as error:
-        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from None
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -39,4 +39,4 @@ def _processes(jobs):
     said = os.environ.get("DLOPT_JOBS")
     if said and not (said.isdecimal() and int(said) >= 1):
         raise ValueError(f"DLOPT_JOBS={said!r} is not allowed: it must be a whole number >= 1")
-    return min(int(said), jobs) if said else None
+    return min(int(said), max(1, jobs)) if said else None
