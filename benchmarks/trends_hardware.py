@@ -15,13 +15,12 @@ import torch._inductor.config
 from dlopt_helpers.chapters.trends_hardware import (
     STORED,
     WITHOUT_UNITS,
-    device,
     sparse_speed,
     speeds,
     table,
     units,
 )
-from dlopt_helpers.lab.measure import device_name
+from dlopt_helpers.lab.measure import device, device_name
 
 
 def main():

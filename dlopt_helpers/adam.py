@@ -2,7 +2,7 @@ r"""Adam and its family, as in chapter 3.2."""
 
 from dataclasses import dataclass
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import require, require_bool
 
 
 def _require_all(rule):
@@ -13,6 +13,8 @@ def _require_all(rule):
     for name in ("beta1", "beta2"):
         if hasattr(rule, name):
             require(name, getattr(rule, name), "a number in [0, 1)", lambda x: (x >= 0) & (x < 1))
+    if hasattr(rule, "amsgrad"):
+        require_bool(amsgrad=rule.amsgrad)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoray import numpy as anp
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import require, require_array, require_one
 
 EPS = 1e-7  # Keras keeps probabilities this far from 0 and 1
 
@@ -31,6 +31,9 @@ def forward(x, w1, b1, w2, b2):
       one more axis in front, and biases of shapes ``(k, 1, units)`` and ``(k, 1, 1)``, are ``k``
       networks at once.
 
+    Raises:
+      ValueError: if an argument is no array of numbers, or the shapes do not fit.
+
     Example:
       >>> import numpy as np
       >>> x, w1, w2 = np.array([[1.0], [-1.0]]), np.array([[1.0]]), np.array([[np.log(3.0)]])
@@ -38,9 +41,24 @@ def forward(x, w1, b1, w2, b2):
       array([[0.75],
              [0.5 ]])
     """
+    for name, value in {"x": x, "w1": w1, "b1": b1, "w2": w2, "b2": b2}.items():
+        require_array(name, value, "an array of numbers", finite=False)  # a run may diverge
+    _require_fit("w1", w1, "x", x)
+    _require_fit("w2", w2, "w1", w1)
+    for name, bias, w in (("b1", b1, w1), ("b2", b2, w2)):
+        if bias.shape[-1] != w.shape[-1]:
+            raise ValueError(f"{name} has the shape {tuple(bias.shape)}: it must end in {w.shape[-1]}")
     h = x @ w1 + b1
     z = anp.where(h > 0, h, 0.0) @ w2 + b2
     return (1 + anp.tanh(z / 2)) / 2  # the same as 1 / (1 + exp(-z)), and nothing overflows
+
+
+def _require_fit(name, w, other, x):
+    if len(x.shape) < 2 or len(w.shape) < 2 or w.shape[-2] != x.shape[-1]:
+        shapes = f"{name} has the shape {tuple(w.shape)} and {other} {tuple(x.shape)}"
+        raise ValueError(
+            f"{shapes}: they must be matrices, and {name} needs a row for each column of {other}"
+        )
 
 
 def binary_cross_entropy(p, y):
@@ -119,7 +137,7 @@ class Alternating:
             rule = getattr(self, name)
             if isinstance(rule, type) or not (hasattr(rule, "init") and hasattr(rule, "step")):
                 raise ValueError(f"{name}={rule!r} is not allowed: it must be a rule, such as SGD(lr=0.01)")
-        require("every", self.every, "a whole number >= 1", lambda k: (k >= 1) & (k % 1 == 0))
+        require_one("every", self.every, "a whole number >= 1", lambda k: (k >= 1) & (k % 1 == 0))
 
     def init(self, w):
         """Return the state before the first step: no steps, and what each rule begins with."""

@@ -4,9 +4,10 @@ Arrays may be of NumPy, PyTorch or TensorFlow. The modules ``distillation_torch`
 ``distillation_keras`` of :mod:`dlopt_helpers.bridges` train with these losses.
 """
 
+import numpy as np
 from autoray import numpy as anp
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_array, require_one
 
 
 def soften(logits, temperature=1.0):
@@ -49,8 +50,8 @@ def log_soften(logits, temperature=1.0):
       >>> log_soften(np.array([2000.0, 0.0]))
       array([    0., -2000.])
     """
-    require("logits", logits, "an array of finite numbers", _is_array)
-    require("temperature", temperature, "a finite number > 0", lambda t: t > 0)
+    _require_logits("logits", logits)
+    require_one("temperature", temperature, "a finite number > 0", lambda t: t > 0)
     # Less the maximum p stays the same, and no quotient or exponential overflows.
     z = (logits - anp.max(logits, axis=-1, keepdims=True)) / temperature
     return z - anp.log(anp.sum(anp.exp(z), axis=-1, keepdims=True))
@@ -98,14 +99,16 @@ def cross_entropy(logits, labels):
       >>> print(cross_entropy(np.zeros((2, 4)), np.array([0, 3])).round(3))
       1.386
     """
-    require("logits", logits, "an array of finite numbers", _is_array)
+    _require_logits("logits", logits)
     classes = logits.shape[-1]
 
     def is_class(y):
         return (y >= 0) & (y < classes)
 
-    allowed = f"an array of whole numbers in [0, {classes})"
-    require("labels", labels, allowed, lambda y: _is_array(y) and y.dtype.kind in "iu" and is_class(y))
+    allowed = f"an array of whole numbers in [0, {classes}), the classes of logits"
+    require_array("labels", labels, allowed)
+    if isinstance(labels, np.ndarray) and not (labels.dtype.kind in "iu" and is_class(labels).all()):
+        refuse("labels", labels, allowed)
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(
             f"labels has the shape {tuple(labels.shape)}: for logits of shape {tuple(logits.shape)} "
@@ -159,11 +162,12 @@ def distillation_loss(student, teacher, labels=None, temperature=1.0, alpha=1.0)
       Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
     """
     _require_same_shape(student=student, teacher=teacher)
-    require("alpha", alpha, "a number in [0, 1]", lambda a: (a >= 0) & (a <= 1))
+    require_one("alpha", alpha, "a number in [0, 1]", lambda a: (a >= 0) & (a <= 1))
+    require_one("temperature", temperature, "a finite number > 0", lambda t: t > 0)
     log_p = log_soften(anp.stop_gradient(teacher), temperature)
     soft = temperature**2 * anp.mean(kl(log_p, log_soften(student, temperature)))
     if labels is None:
-        require("alpha", alpha, "1 where there are no labels", lambda a: a == 1)
+        require_one("alpha", alpha, "1 where there are no labels", lambda a: a == 1)
         return soft
     return alpha * soft + (1 - alpha) * cross_entropy(student, labels)
 
@@ -182,7 +186,7 @@ def hint_loss(student, teacher, projection=None):
         where the two have different numbers of units.
 
     Raises:
-      ValueError: if the shapes do not fit.
+      ValueError: if an argument is no array of finite numbers, or the shapes do not fit.
 
     Example:
       >>> import numpy as np
@@ -192,24 +196,32 @@ def hint_loss(student, teacher, projection=None):
     References:
       Romero et al. 2015, "FitNets: hints for thin deep nets".
     """
+    _require_logits("student", student)
+    _require_logits("teacher", teacher)
     if projection is not None:
+        require_array("projection", projection, axes=2)
         if student.shape[-1] != projection.shape[0]:
             raise ValueError(
                 f"projection has {projection.shape[0]} rows: it must have {student.shape[-1]}, one for each "
                 "unit of the student"
             )
         student = student @ projection
+    elif student.shape[-1] != teacher.shape[-1]:
+        shapes = f"student has the shape {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        raise ValueError(f"{shapes}: they must be equal, or projection must be given")
     _require_same_shape(student=student, teacher=teacher)
     return anp.mean(anp.sum((anp.stop_gradient(teacher) - student) ** 2, axis=-1)) / 2
 
 
-def _is_array(x):
-    return hasattr(x, "shape")  # a single number has none
+def _require_logits(name, x):
+    require_array(name, x)
+    if not len(x.shape):
+        raise ValueError(f"{name} has no axis: it must have one or more, the last that of classes or units")
 
 
 def _require_same_shape(**arrays):
     for name, x in arrays.items():
-        require(name, x, "an array of finite numbers", _is_array)
+        _require_logits(name, x)
     (name_a, a), (name_b, b) = ((name, tuple(x.shape)) for name, x in arrays.items())
     if a != b:
         raise ValueError(f"{name_a} has the shape {a} and {name_b} {b}: they must be equal")

@@ -7,7 +7,7 @@ what follows from them. A byte has 8 bits, and a megabyte (MB) is 10^6 bytes.
 from itertools import pairwise
 from typing import NamedTuple
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_bool, require_one, require_option, require_whole
 from dlopt_helpers.structure import Cost, linear_cost
 
 # Numbers that an optimiser keeps for each parameter.
@@ -49,8 +49,8 @@ def weight_bytes(parameters, bits=32):
       >>> weight_bytes(15_210), weight_bytes(15_210, bits=4)
       (60840.0, 7605.0)
     """
-    _require_whole(parameters=parameters)
-    require("bits", bits, "a number > 0", lambda b: b > 0)
+    require_whole("parameters", parameters, 1)
+    require_one("bits", bits, "a number > 0", lambda b: b > 0)
     return parameters * bits / 8
 
 
@@ -77,10 +77,8 @@ def kept_numbers(sizes, twice=False):
       >>> kept_numbers((40, 100, 100, 10)), kept_numbers((40, 100, 100, 10), twice=True)
       (250, 450)
     """
-    if len(sizes) < 2:
-        raise ValueError(f"sizes={sizes!r} is not allowed: it must hold two or more whole numbers >= 1")
-    for size in sizes:
-        require("sizes", size, "whole numbers >= 1", lambda n: n >= 1 and n % 1 == 0)
+    _require_sizes(sizes)
+    require_bool(twice=twice)
     first, *hidden, last = sizes
     return first + (2 if twice else 1) * sum(hidden) + last
 
@@ -128,10 +126,10 @@ def training_bytes(parameters, kept=0, batch=1, optimiser="Adam", mixed=False):
     References:
       Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models".
     """
-    _require_whole(parameters=parameters, batch=batch)
-    require("kept", kept, "a whole number >= 0", lambda a: a >= 0 and a % 1 == 0)
-    if optimiser not in STATE:
-        raise ValueError(f"optimiser={optimiser!r} is not allowed: it must be one of {list(STATE)}")
+    for name, value, least in (("parameters", parameters, 1), ("kept", kept, 0), ("batch", batch, 1)):
+        require_whole(name, value, least)
+    require_option("optimiser", optimiser, STATE)
+    require_bool(mixed=mixed)
     size = 2 if mixed else 4
     copies = STATE[optimiser] + (1 if mixed else 0)
     return Memory(size * parameters, size * parameters, 4 * copies * parameters, size * kept * batch)
@@ -146,12 +144,13 @@ def mlp_cost(sizes):
       sizes: as for :func:`kept_numbers`.
 
     Raises:
-      ValueError: as :func:`~dlopt_helpers.structure.linear_cost` does.
+      ValueError: as :func:`kept_numbers` does.
 
     Example:
       >>> mlp_cost((40, 100, 100, 10))
       Cost(parameters=15210, macs=15000)
     """
+    _require_sizes(sizes)
     return sum((linear_cost(m, n) for m, n in pairwise(sizes)), Cost())
 
 
@@ -184,8 +183,9 @@ def block_cost(width, tokens, inner=None):
     References:
       Vaswani et al. 2017, "Attention is all you need".
     """
+    for name, value in (("width", width), ("tokens", tokens), ("inner", 1 if inner is None else inner)):
+        require_whole(name, value, 1)
     inner = 4 * width if inner is None else inner
-    _require_whole(width=width, tokens=tokens, inner=inner)
     matrices = 4 * width**2 + 2 * width * inner
     return Cost(matrices + 9 * width + inner, tokens * matrices + 2 * tokens**2 * width)
 
@@ -207,8 +207,9 @@ def moved_bytes(inputs, outputs, batch=1, bits=32):
       >>> moved_bytes(1024, 1024), moved_bytes(1024, 1024, batch=64)
       (4202496.0, 4718592.0)
     """
-    _require_whole(inputs=inputs, outputs=outputs, batch=batch)
-    require("bits", bits, "a number > 0", lambda b: b > 0)
+    for name, value in (("inputs", inputs), ("outputs", outputs), ("batch", batch)):
+        require_whole(name, value, 1)
+    require_one("bits", bits, "a number > 0", lambda b: b > 0)
     return bits / 8 * (inputs * outputs + batch * (inputs + outputs))
 
 
@@ -239,12 +240,14 @@ def roofline(macs, moved, peak, bandwidth):
       Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model".
     """
     for name, value in (("macs", macs), ("moved", moved)):
-        require(name, value, "a number >= 0", lambda x: x >= 0)
+        require_one(name, value, "a number >= 0", lambda x: x >= 0)
     for name, value in (("peak", peak), ("bandwidth", bandwidth)):
-        require(name, value, "a number > 0", lambda x: x > 0)
+        require_one(name, value, "a number > 0", lambda x: x > 0)
     return max(macs / peak, moved / bandwidth)
 
 
-def _require_whole(**numbers):
-    for name, value in numbers.items():
-        require(name, value, "a whole number >= 1", lambda x: x >= 1 and x % 1 == 0)
+def _require_sizes(sizes):
+    if not isinstance(sizes, tuple | list) or len(sizes) < 2:
+        refuse("sizes", sizes, "two or more whole numbers >= 1")
+    for size in sizes:
+        require_whole("a number of sizes", size, 1)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require, require_bool, require_whole
 
 
 def effect(values, lever, multiply=True):
@@ -35,7 +35,7 @@ def effect(values, lever, multiply=True):
       array([0.25, 0.25])
     """
     _require_game(values, multiply)
-    _require_axis("lever", lever, np.ndim(values))
+    lever = _axis("lever", lever, np.ndim(values))
     off, on = np.take(values, 0, axis=lever), np.take(values, 1, axis=lever)
     return on / off if multiply else on - off
 
@@ -70,9 +70,9 @@ def interaction(values, a, b, multiply=True):
       Grabisch and Roubens 1999, "An axiomatic approach to the concept of interaction among players".
     """
     _require_game(values, multiply)
-    for name, axis in (("a", a), ("b", b)):
-        _require_axis(name, axis, np.ndim(values))
-    require("b", b, f"another axis than a={a}", lambda axis: axis != a)
+    a, b = (_axis(name, axis, np.ndim(values)) for name, axis in (("a", a), ("b", b)))
+    if a == b:
+        refuse("b", b, f"another axis than a={a}")
     v = np.moveaxis(np.log(values) if multiply else values, (a, b), (0, 1))
     return v[1, 1] - v[1, 0] - v[0, 1] + v[0, 0]
 
@@ -114,7 +114,11 @@ def shapley(values, multiply=True):
 
 
 def _require_game(values, multiply):
-    shape = np.shape(values)
+    require_bool(multiply=multiply)
+    try:
+        shape = np.shape(values)
+    except ValueError:  # lists of other lengths
+        shape = ()
     if not shape or set(shape) != {2}:
         raise ValueError(
             f"values has the shape {shape}: it must be (2,) * k, an axis for each of k >= 1 levers"
@@ -123,5 +127,5 @@ def _require_game(values, multiply):
     require("values", np.asarray(values), allowed, lambda v: v > 0 if multiply else True)
 
 
-def _require_axis(name, axis, k):
-    require(name, axis, f"a whole number in [0, {k - 1}]", lambda a: 0 <= a < k and a % 1 == 0)
+def _axis(name, axis, k):
+    return require_whole(name, axis, 0, k - 1)

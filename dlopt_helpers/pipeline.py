@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require, require_function, require_kind, require_option
 from dlopt_helpers.bridges import pruning_torch, quantization_torch, structure_torch
 from dlopt_helpers.bridges.pruning_torch import prunable
 from dlopt_helpers.lab import onnx_weights, onnxrt
@@ -98,7 +98,12 @@ def stage(**allowed):
 
     Args:
       **allowed: for each setting, a function of its name and value that raises ValueError.
+
+    Raises:
+      ValueError: if one of ``allowed`` is no function; by the function, if a setting is not allowed.
     """
+    for name, check in allowed.items():
+        require_function(f"allowed: {name}", check)
 
     def decorate(apply):
         signature = inspect.Signature(list(inspect.signature(apply).parameters.values())[2:])
@@ -107,6 +112,8 @@ def stage(**allowed):
         def make(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
+            for name, value in bound.arguments.items():
+                _require_json(name, value)
             settings = json.loads(_json(bound.arguments))  # as they come back from a file
             for name, value in settings.items():
                 allowed[name](name, value)
@@ -118,6 +125,13 @@ def stage(**allowed):
     return decorate
 
 
+def _require_json(name, value):
+    try:
+        _json(value)
+    except (TypeError, AttributeError, ValueError):
+        refuse(name, value, "a number, a word or a list of them")
+
+
 def _json(value):
     return json.dumps(value, default=lambda number: number.tolist())  # NumPy's
 
@@ -127,15 +141,15 @@ def _number(words, ok):
 
 
 def _one_of(*values):
-    def check(name, value):
-        if value not in values:
-            raise ValueError(f"{name}={value!r} is not allowed: it must be one of {list(values)}")
-
-    return check
+    if all(isinstance(value, str) for value in values):
+        return lambda name, value: require_option(name, value, values)
+    return _number(f"one of {list(values)}", lambda x: x in values)
 
 
 def _share_or_sizes(name, value):
     if isinstance(value, list):
+        if not value:
+            refuse(name, value, "a number in (0, 1] or a list of sizes")
         for size in value:
             _size(f"a number of {name}", size)
     else:
@@ -342,6 +356,11 @@ def run(start, stages, task, folder, measure=measured):
       >>> rows.smaller.round().tolist()
       [1.0, 10.0, 40.0]
     """
+    require_kind("start", start, Made, "a Made")
+    require_kind("stages", stages, list | tuple, "a list of Stage")
+    require_kind("task", task, Task, "a Task")
+    require_kind("folder", folder, str | Path, "a path")
+    require_function("measure", measure)
     _require_start(start, stages)
     _require_task(task)
     key, rows, folder = _start_key(start, task, measure), [], Path(folder)
@@ -360,14 +379,33 @@ def run(start, stages, task, folder, measure=measured):
 
 
 def load(folder, key):
-    """Return the :class:`Made` of a row, for instance as the start of another run."""
+    """Return the :class:`Made` of a row, for instance as the start of another run.
+
+    Raises:
+      ValueError: if ``folder`` holds no row of this ``key``.
+    """
+    _require_row(folder, key)
     with torch.serialization.safe_globals([nn.Sequential, *LAYERS]):
         return Made(**torch.load(Path(folder) / key / "model.pt", weights_only=True))
 
 
 def onnx_file(folder, key):
-    """Return the bytes of the file of a row."""
+    """Return the bytes of the file of a row.
+
+    Raises:
+      ValueError: as :func:`load`.
+    """
+    _require_row(folder, key)
     return (Path(folder) / key / "model.onnx").read_bytes()
+
+
+def _require_row(folder, key):
+    require_kind("folder", folder, str | Path, "the path of a folder of run")
+    require_kind("key", key, str, "the key of a row")
+    if not Path(folder).is_dir():
+        refuse("folder", folder, "a folder that run has made")
+    if not (Path(folder) / key / "row.json").exists():
+        refuse("key", key, f"the key of a row that is kept in folder {folder}")
 
 
 def _finish(stage, made, task, reference, measure, target):
@@ -420,11 +458,16 @@ def _require_start(start, stages):
     for name, layer in start.model.named_children():
         if type(layer) not in LAYERS:
             allowed = ", ".join(kind.__name__ for kind in LAYERS)
-            raise ValueError(f"start.model: layer {name!r} is {type(layer).__name__}, not one of {allowed}")
+            seen = f"start.model: layer {name!r} is {type(layer).__name__}"
+            raise ValueError(f"{seen}: it must be one of {allowed}")
 
 
 def _require_task(task):
+    if not (isinstance(task.test, tuple) and len(task.test) == 2):
+        refuse("task.test", task.test, "a pair of examples and labels")
     x, labels = task.test
+    for name, array in {"x": task.x, "targets": task.targets, "test[0]": x, "test[1]": labels}.items():
+        require_kind(f"task.{name}", array, np.ndarray, "a NumPy array")
     for name, array, n, least in (
         ("x", task.x, len(task.x), BATCH),
         ("targets", task.targets, len(task.x), BATCH),
@@ -434,7 +477,7 @@ def _require_task(task):
             seen = f"task.{name} has shape {array.shape} and type {array.dtype}"
             raise ValueError(f"{seen}: it must be float32, one example a row, {least} or more, one for each")
         if not np.isfinite(array).all():
-            raise ValueError(f"task.{name} holds a number that is not finite (nan or inf)")
+            raise ValueError(f"task.{name} holds a number that is not finite (nan or inf): all must be")
     classes = task.targets.shape[1]
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not (0 <= labels.min() <= labels.max() < classes):
         seen = f"task.test[1] has type {labels.dtype} and values from {labels.min()} to {labels.max()}"

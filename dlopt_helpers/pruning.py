@@ -7,9 +7,10 @@ Arrays may be of NumPy, PyTorch or TensorFlow. The modules ``pruning_torch`` and
 import math
 
 import autoray
+import numpy as np
 from autoray import numpy as anp
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import is_tensor, refuse, require, require_one, require_whole
 
 
 def magnitude_mask(w, threshold):
@@ -66,7 +67,7 @@ def threshold_for(sparsity, *weights):
       >>> threshold_for(0.5, np.array([0.3, -0.5]), np.array([0.1, 0.2]))
       0.3
     """
-    _require_share("sparsity", sparsity)
+    require_one("sparsity", sparsity, "a number in [0, 1]", lambda s: (s >= 0) & (s <= 1))
     _require_numbers("weights", *weights)
     magnitudes = [abs(anp.ravel(w)) for w in weights]
     magnitudes = anp.sort(anp.concatenate(magnitudes))
@@ -100,9 +101,13 @@ def n_of_m_mask(w, n=2, m=4):
       Mishra et al. 2021, "Accelerating sparse deep neural networks".
     """
     _require_numbers("w", w)
+    if not len(w.shape):
+        raise ValueError("w has no axis: it must have one or more")
     length = w.shape[-1]
-    require("m", m, f"a divisor of {length}, the last axis of w", lambda m: m > 0 and length % m == 0)
-    require("n", n, f"a whole number in [1, {m}]", lambda n: 1 <= n <= m and n % 1 == 0)
+    m = require_whole("m", m, 1)
+    if length % m:
+        refuse("m", m, f"a divisor of {length}, the last axis of w")
+    n = require_whole("n", n, 1, m)
     groups = anp.reshape(abs(w), (-1, m))
     rank = anp.argsort(anp.argsort(groups, axis=-1), axis=-1)  # 0 for the smallest of a group
     return anp.astype(anp.reshape(rank >= m - n, w.shape), autoray.get_dtype_name(w))
@@ -111,11 +116,15 @@ def n_of_m_mask(w, n=2, m=4):
 def sparsity(*weights):
     """Return the share of zeros in one or more arrays.
 
+    Raises:
+      ValueError: if there is no array of numbers, or no number in them.
+
     Example:
       >>> import numpy as np
       >>> sparsity(np.array([0.0, 2.0]), np.array([0.0, 0.0]))
       0.75
     """
+    _require_arrays("weights", weights, "iufb")
     return 1 - sum(int(anp.count_nonzero(w)) for w in weights) / sum(map(anp.size, weights))
 
 
@@ -150,8 +159,9 @@ def unit_scores(x, axis, p=1):
     """
     _require_numbers("x", x)
     axes = anp.ndim(x)
-    _require_one_of(range(-axes, axes), "axis", axis)
-    _require_one_of([1, 2], "p", p)
+    if axes < 2:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must have two or more axes")
+    axis, p = require_whole("axis", axis, -axes, axes - 1), require_whole("p", p, 1, 2)
     others = tuple(i for i in range(axes) if i != axis % axes)
     return anp.mean(abs(x) ** p, axis=others) ** (1 / p)
 
@@ -173,8 +183,10 @@ def best_units(scores, keep):
     """
     _require_numbers("scores", scores)
     n = anp.size(scores)
-    require("keep", keep, f"a whole number in [1, {n}]", lambda k: 1 <= k <= n and k % 1 == 0)
-    return sorted(int(i) for i in anp.argsort(-scores)[: int(keep)])
+    if anp.ndim(scores) != 1:
+        raise ValueError(f"scores has the shape {tuple(scores.shape)}: it must have one axis")
+    keep = require_whole("keep", keep, 1, n)
+    return sorted(int(i) for i in anp.argsort(-scores)[:keep])
 
 
 def one_shot(progress, final):
@@ -244,16 +256,19 @@ def _require_share(name, value):
 
 
 def _require_threshold(threshold):
-    if threshold != math.inf:
-        require("threshold", threshold, "a number >= 0", lambda x: x >= 0)
-
-
-def _require_one_of(allowed, name, value):
-    require(name, value, f"one of {list(allowed)}", lambda x: x in allowed)
+    if not (isinstance(threshold, float) and threshold == math.inf):
+        require_one("threshold", threshold, "a number >= 0", lambda x: x >= 0)
 
 
 def _require_numbers(name, *arrays):
-    if not sum(map(anp.size, arrays)):
-        raise ValueError(f"{name} is empty: give at least one number")
+    _require_arrays(name, arrays, "iuf")
     if not all(anp.all(anp.isfinite(x)) for x in arrays):
-        raise ValueError(f"{name} holds a number that is not finite: nan and inf have no place in a ranking")
+        raise ValueError(f"{name} holds a number that is not finite: nan and inf must not be in a ranking")
+
+
+def _require_arrays(name, arrays, kinds):
+    for x in arrays:
+        if not (x.dtype.kind in kinds if isinstance(x, np.ndarray) else is_tensor(x)):
+            refuse(name, x, "an array of finite numbers")
+    if not arrays or not all(map(anp.size, arrays)):
+        raise ValueError(f"{name} is empty: give at least one number")

@@ -6,6 +6,7 @@ quantizers into models.
 """
 
 import heapq
+import numbers
 from dataclasses import dataclass
 
 import autoray
@@ -13,7 +14,16 @@ import numpy as np
 from autoray import numpy as anp
 from scipy.stats import entropy as relative_entropy
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import (
+    is_tensor,
+    refuse,
+    require,
+    require_array,
+    require_function,
+    require_kind,
+    require_one,
+    require_whole,
+)
 
 # --- quantizers ----------------------------------------------------------------------------------
 
@@ -36,6 +46,9 @@ class Quantizer:
       q_min: the smallest integer.
       q_max: the largest integer.
 
+    Raises:
+      ValueError: if ``scale`` is not above 0, another field is no whole number, or ``q_min`` above ``q_max``.
+
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient
       integer-arithmetic-only inference".
@@ -46,12 +59,22 @@ class Quantizer:
     q_min: int
     q_max: int
 
+    def __post_init__(self):
+        require("scale", self.scale, "a finite number > 0", lambda s: s > 0)
+        require("zero_point", self.zero_point, "a whole number", lambda z: z % 1 == 0)
+        for name in ("q_min", "q_max"):
+            require_one(name, getattr(self, name), "a whole number", lambda q: q % 1 == 0)
+        if self.q_min > self.q_max:
+            raise ValueError(f"q_min={self.q_min} is not allowed: it must be at most q_max={self.q_max}")
+
     def quantize(self, x):
         """Return the integers, as numbers of the dtype of ``x``."""
+        _require_numbers("x", x)
         return anp.clip(_round(x / self.scale) + self.zero_point, self.q_min, self.q_max)
 
     def dequantize(self, q):
         """Return the numbers that the integers ``q`` stand for."""
+        _require_numbers("q", q)
         return self.scale * (q - self.zero_point)
 
 
@@ -77,7 +100,7 @@ def symmetric(low, high, bits):
       >>> float(quantizer.dequantize(quantizer.quantize(np.array(0.4))).round(3))
       0.333
     """
-    _require_bits(bits)
+    bits = require_whole("bits", bits, 2, 16)
     _require_range(low, high)
     q_max = 2 ** (bits - 1) - 1
     return Quantizer(_larger(-low, high) / q_max, 0, -q_max, q_max)
@@ -98,7 +121,7 @@ def affine(low, high, bits):
       >>> int(quantizer.zero_point), float(quantizer.dequantize(127.0))
       (-128, 6.0)
     """
-    _require_bits(bits)
+    bits = require_whole("bits", bits, 2, 16)
     _require_range(low, high)
     low, high = -_larger(-low, 0 * low), _larger(high, 0 * high)
     q_min, q_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -121,6 +144,9 @@ def fake_quantize(x, quantizer):
       x: an array.
       quantizer: a :class:`Quantizer`.
 
+    Raises:
+      ValueError: if ``x`` is no array of finite numbers (those of a tensor pass), or ``quantizer`` none.
+
     Example:
       >>> fake_quantize(np.array([0.2, 0.4, 7.0]), symmetric(-1.0, 1.0, bits=2))
       array([0., 0., 1.])
@@ -128,6 +154,8 @@ def fake_quantize(x, quantizer):
     References:
       Bengio, Léonard and Courville 2013, "Estimating or propagating gradients through stochastic neurons".
     """
+    require_kind("quantizer", quantizer, Quantizer, "a Quantizer")
+    _require_numbers("x", x)
     q = _round(x / quantizer.scale) + quantizer.zero_point
     clipped = anp.clip(q, quantizer.q_min, quantizer.q_max)
     passed = anp.where(q == clipped, x, anp.stop_gradient(x))
@@ -151,10 +179,14 @@ def in_groups(w, size):
       >>> in_groups(np.zeros((10, 25, 3)), size=15).shape
       (10, 5, 15)
     """
+    require_array("w", w, "an array of numbers", finite=False)
+    if not len(w.shape):
+        raise ValueError("w has no axis: the first must be that of the outputs")
     row = int(np.prod(w.shape[1:]))
     allowed = f"a divisor of {row}, the weights of an output"
-    require("size", size, allowed, lambda s: s >= 1 and s % 1 == 0 and row % s == 0)
-    return anp.reshape(w, (w.shape[0], row // int(size), int(size)))
+    require_one("size", size, allowed, lambda s: s >= 1 and s % 1 == 0 and row and row % s == 0)
+    size = int(size)
+    return anp.reshape(w, (w.shape[0], row // size, size))
 
 
 # --- the range -----------------------------------------------------------------------------------
@@ -179,7 +211,7 @@ def min_max(x, axis=None):
       >>> low.ravel(), high.ravel()
       (array([ 1., -3.]), array([2., 5.]))
     """
-    over = {"axis": _others(x, axis), "keepdims": axis is not None}
+    over = {"axis": _others("x", x, axis), "keepdims": axis is not None}
     return anp.min(x, **over), anp.max(x, **over)
 
 
@@ -199,8 +231,8 @@ def percentile(x, share=0.999):
       >>> [float(bound) for bound in percentile(np.arange(-100, 101), share=0.98)]
       [-98.0, 98.0]
     """
-    require("share", share, "a number in (0, 1]", lambda s: (s > 0) & (s <= 1))
-    _others(x, None)
+    require_one("share", share, "a number in (0, 1]", lambda s: (s > 0) & (s <= 1))
+    _others("x", x, None)
     ordered = anp.sort(anp.ravel(x))
     last = anp.size(x) - 1
     all_cut = round((1 - share) * last)
@@ -232,8 +264,9 @@ def least_squares(x, bits, scheme=symmetric, axis=None):
       >>> float(min_max(x)[1]), round(float(high), 3)
       (10.0, 0.875)
     """
+    require_function("scheme", scheme, "symmetric or affine")
     low, high = min_max(x, axis)
-    over = {"axis": _others(x, axis), "keepdims": axis is not None}
+    over = {"axis": _others("x", x, axis), "keepdims": axis is not None}
     best, least = 0 * high + 1, None
     for share in np.linspace(1, 1 / 80, 80).tolist():
         quantizer = scheme(share * low, share * high, bits)
@@ -262,7 +295,7 @@ def kullback_leibler(x, bits, bins=2048):
       bins: of the histogram.
 
     Raises:
-      ValueError: if ``x`` is empty, not finite or all zeros, or ``bits`` is not allowed.
+      ValueError: if ``x`` is empty, not finite or all zeros, or ``bits`` or ``bins`` is not allowed.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=10_000)
@@ -273,11 +306,14 @@ def kullback_leibler(x, bits, bins=2048):
     References:
       Migacz 2017, "8-bit inference with TensorRT".
     """
-    _require_bits(bits, most=8)
-    _require_range(*min_max(x))
+    bits = require_whole("bits", bits, 2, 8)
+    low, high = min_max(x)
+    if low == high == 0:
+        raise ValueError("a range is the single number 0: x must hold another")
     x = np.ravel(autoray.to_numpy(x))
     one_sided = x.min() >= 0
     levels = 2**bits if one_sided else 2 ** (bits - 1)
+    bins = require_whole("bins", bins, levels)
     counts, edges = np.histogram(abs(x), bins, range=(0, abs(x).max()))
     counts[0] = counts[1]
     kept = min(range(levels, bins + 1), key=lambda kept: _divergence(counts, kept, levels))
@@ -321,10 +357,13 @@ def bias_correction(y, y_hat, axis):
     References:
       Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction".
     """
+    _others("y", y, None)
+    _others("y_hat", y_hat, None)
     if y.shape != y_hat.shape:
-        raise ValueError(f"y_hat has the shape {tuple(y_hat.shape)}: y has {tuple(y.shape)}")
-    _others(y_hat, axis)
-    return anp.mean(y - y_hat, axis=_others(y, axis))
+        shapes = f"y_hat has the shape {tuple(y_hat.shape)}: y has {tuple(y.shape)}"
+        raise ValueError(f"{shapes}, and they must be equal")
+    over = _others("y", y, require_whole("axis", axis, -len(y.shape), len(y.shape) - 1))
+    return anp.mean(y - y_hat, axis=over)
 
 
 def equalising_factors(w1, w2):
@@ -354,9 +393,13 @@ def equalising_factors(w1, w2):
     References:
       Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction".
     """
-    out, into = _others(w1, 0), _others(w2, 1)
+    for name, w, least in (("w1", w1, 1), ("w2", w2, 2)):
+        require_array(name, w, finite=False)
+        if len(w.shape) < least:
+            raise ValueError(f"{name} has the shape {tuple(w.shape)}: it must have {least} axes or more")
+    out, into = _others("w1", w1, 0), _others("w2", w2, 1)
     if w1.shape[0] != w2.shape[1]:
-        raise ValueError(f"w2 takes {w2.shape[1]} channels: w1 gives {w1.shape[0]}")
+        raise ValueError(f"w2 takes {w2.shape[1]} channels: w1 gives {w1.shape[0]}, and they must be equal")
     range1, range2 = anp.max(abs(w1), axis=out), anp.max(abs(w2), axis=into)
     if not (anp.all(range1 > 0) and anp.all(range2 > 0)):
         raise ValueError("w1 or w2 has a channel of zeros: remove the unit, it has nothing to pass on")
@@ -394,7 +437,9 @@ def share_weights(w, bits):
     References:
       Han, Mao and Dally 2016, "Deep compression".
     """
-    _require_bits(bits, most=8)
+    bits = require_whole("bits", bits, 2, 8)
+    require_kind("w", w, np.ndarray, "a NumPy array of finite numbers")
+    _others("w", w, None)
     low, high = (float(bound.item()) for bound in min_max(w))
     if low == high:
         raise ValueError(f"w holds nothing but {low:g}: one number needs no codebook")
@@ -417,6 +462,9 @@ def entropy(counts):
     Args:
       counts: how often each symbol occurs, an array of numbers >= 0, not all 0.
 
+    Raises:
+      ValueError: if ``counts`` is none of these.
+
     Example:
       >>> float(entropy([4, 2, 1, 1]))
       1.75
@@ -435,6 +483,9 @@ def huffman_lengths(counts):
 
     Returns:
       An array of integers: 0 for symbols that do not occur, and 1 for the only one.
+
+    Raises:
+      ValueError: if ``counts`` is none of these.
 
     Example:
       >>> huffman_lengths([5, 1, 0, 2])
@@ -482,7 +533,8 @@ def integer_linear(q_x, q_w, bias, x, w, y):
       int8, ``(n, outputs)``.
 
     Raises:
-      ValueError: if the weights' quantizer has a zero point, or as :func:`fixed_point`.
+      ValueError: if arrays or quantizers are none or do not fit together, the weights' quantizer has a
+        zero point, or as :func:`fixed_point`.
 
     Example:
       >>> x, w, y = affine(0.0, 1.0, 8), symmetric(-1.0, 1.0, 8), affine(-1.0, 1.0, 8)
@@ -495,8 +547,15 @@ def integer_linear(q_x, q_w, bias, x, w, y):
       Jacob et al. 2018, "Quantization and training of neural networks for efficient
       integer-arithmetic-only inference".
     """
+    for name, quantizer in (("x", x), ("w", w), ("y", y)):
+        require_kind(name, quantizer, Quantizer, "a Quantizer")
     if np.any(w.zero_point):
-        raise ValueError(f"w has the zero point {w.zero_point}: weights are to be symmetric, with 0")
+        raise ValueError(f"w has the zero point {w.zero_point}: it must be symmetric, with 0")
+    _require_integers(q_x=q_x, q_w=q_w)
+    require_array("bias", bias, axes=1)
+    if q_w.shape != (len(bias), q_x.shape[1]):
+        shapes = f"q_x has the shape {q_x.shape}, q_w {q_w.shape} and bias {bias.shape}"
+        raise ValueError(f"{shapes}: they must be (n, inputs), (outputs, inputs) and (outputs,)")
     step = np.ravel(x.scale * w.scale)
     a = (q_x.astype(np.int32) - np.int32(np.ravel(x.zero_point)[0])) @ q_w.T.astype(np.int32)
     a = a + np.rint(bias / step).astype(np.int32)
@@ -535,11 +594,23 @@ def rescale(a, m, n):
 
     Ties go to the higher number.
 
+    Args:
+      a: a whole number, or an array of them.
+      m: a whole number in [0, 2**31), or an array of them.
+      n: a whole number in [1, 62], or an array of them.
+
+    Raises:
+      ValueError: if an argument is not allowed.
+
     Example:
       >>> rescale(np.array([100, -100]), *fixed_point(0.75))
       array([ 75, -75])
     """
-    half = np.int64(1) << (np.asarray(n, np.int64) - 1)
+    require("a", a, "a whole number", lambda a: a % 1 == 0)
+    require("m", m, "a whole number in [0, 2**31)", lambda m: (m >= 0) & (m < 2**31) & (m % 1 == 0))
+    require("n", n, "a whole number in [1, 62]", lambda n: (n >= 1) & (n <= 62) & (n % 1 == 0))
+    m, n = np.asarray(m, np.int64), np.asarray(n, np.int64)
+    half = np.int64(1) << (n - 1)
     return (np.asarray(a, np.int64) * m + half) >> n
 
 
@@ -560,15 +631,27 @@ def _larger(a, b):
     return anp.where(a > b, a, b)
 
 
-def _others(x, axis):
+def _require_numbers(name, x):
+    require(name, x, "a number or an array of finite numbers", lambda _: True)
+
+
+def _require_integers(**arrays):
+    for name, x in arrays.items():
+        require_array(name, x, "an array of integers", axes=2)
+        if np.asarray(x).dtype.kind not in "iu":
+            refuse(name, x, "an array of integers")
+
+
+def _others(name, x, axis):
     """Return all axes but the named ones, having checked the numbers and the axes."""
-    if not anp.size(x):
-        raise ValueError("there is not a single number: a range needs at least one")
-    if _has_values(x) and not anp.all(anp.isfinite(x)):
-        raise ValueError("a number is not finite: nan and inf have no place in a range")
+    if hasattr(x, "shape") and not anp.size(x):
+        raise ValueError(f"there is not a single number in {name}: a range needs at least one")
+    seen = x.dtype.kind == "f" if isinstance(x, np.ndarray) else is_tensor(x) and _has_values(x)
+    if seen and not anp.all(anp.isfinite(x)):
+        raise ValueError(f"a number is not finite in {name}: a range must have no nan and no inf")
+    require_array(name, x)
     axes, kept = anp.ndim(x), () if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    for one in kept:
-        require("axis", one, f"an axis of {axes}", lambda a: a in range(-axes, axes))
+    kept = [require_whole("axis", one, -axes, axes - 1) for one in kept]
     return tuple(i for i in range(axes) if i not in {one % axes for one in kept})
 
 
@@ -577,21 +660,29 @@ def _has_values(x):
     return autoray.infer_backend(x) != "tensorflow" or hasattr(x, "numpy")
 
 
-def _require_bits(bits, most=16):
-    require("bits", bits, f"a whole number in [2, {most}]", lambda b: (b >= 2) & (b <= most) & (b % 1 == 0))
-
-
 def _require_range(low, high):
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, np.ndarray):
+            good = bound.dtype.kind in "iuf" and bound.size
+        else:
+            good = is_tensor(bound) or (isinstance(bound, numbers.Real) and not isinstance(bound, bool))
+        if not good:
+            refuse(name, bound, "a finite number, or an array of them")
     if not (_has_values(low) and _has_values(high)):
         return
     lows, highs = (np.asarray(autoray.to_numpy(bound), float) for bound in (low, high))
     if not (np.isfinite(lows).all() and np.isfinite(highs).all() and (lows <= highs).all()):
-        raise ValueError(f"low={low!r}, high={high!r} is no range: both finite, and low <= high")
+        raise ValueError(f"low={low!r}, high={high!r} is no range: both must be finite, and low <= high")
     if ((lows == 0) & (highs == 0)).any():
-        raise ValueError("a range is the single number 0: what it stands for is all zeros")
+        raise ValueError("a range is the single number 0: low or high must be another")
 
 
 def _require_counts(counts):
-    counts = np.asarray(counts)
-    if counts.ndim != 1 or not counts.sum() > 0 or (counts < 0).any():
-        raise ValueError(f"counts={counts!r} is not allowed: numbers >= 0 along one axis, not all 0")
+    allowed = "numbers >= 0 along one axis, not all 0"
+    try:
+        array = np.asarray(counts)
+    except ValueError:  # lists of several lengths
+        refuse("counts", counts, allowed)
+    good = array.dtype.kind in "iuf" and array.ndim == 1 and np.isfinite(array).all()
+    if not (good and (array >= 0).all() and array.sum() > 0):
+        refuse("counts", counts, allowed)

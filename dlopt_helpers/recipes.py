@@ -7,6 +7,8 @@ measured: small networks, one thread of a processor, no graphics card.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dlopt_helpers._require import require_bool, require_kind, require_option
+
 SCARCE = ["file", "one answer", "batch", "training", "labels"]
 
 
@@ -39,11 +41,9 @@ class Situation:
     oversized: bool = True
 
     def __post_init__(self):
-        if self.scarce not in SCARCE:
-            raise ValueError(f"scarce={self.scarce!r} is not allowed: it must be one of {SCARCE}")
+        require_option("scarce", self.scarce, SCARCE)
         for name in ("training", "examples", "integers", "sparsity", "oversized"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name}={value!r} is not allowed: it must be True or False")
+            require_bool(**{name: getattr(self, name)})
 
 
 class Step(NamedTuple):
@@ -120,6 +120,7 @@ def conditions(s):
       >>> conditions(Situation("file"))["cheaper steps"]
       {'nothing may be trained': True, 'training is not scarce': False}
     """
+    require_kind("s", s, Situation, "a Situation")
     file, time = s.scarce == "file", s.scarce in ("one answer", "batch")
     trained = {"nothing may be trained": s.training}
     deployed = {"it saves neither labels nor training": file or time}
@@ -173,6 +174,7 @@ def choose(situation):
       >>> [step.name for step in choose(Situation("file"))]
       ['measure', 'more examples', 'new student', '4 bits']
     """
+    require_kind("situation", situation, Situation, "a Situation")
     asked = conditions(situation)
     steps = [step for name, step in STEPS.items() if all(asked[name].values())]
     return sorted(steps, key=lambda step: PHASES.index(step.phase))
@@ -185,6 +187,7 @@ def against(situation):
       >>> against(Situation("batch"))["4 bits"]
       'they make no answer faster'
     """
+    require_kind("situation", situation, Situation, "a Situation")
     asked = conditions(situation)
     return {
         name: next(reason for reason, out_of_the_way in reasons.items() if not out_of_the_way)
@@ -221,9 +224,9 @@ def lasting(stages):
       >>> lasting(["quantize", "prune_neurons", "distil", "share_weights", "quantize"])
       ['distil', 'quantize']
     """
-    for name in stages:
-        if name not in UNDOES:
-            raise ValueError(f"stage {name!r} is not allowed: it must be one of {list(UNDOES)}")
+    require_kind("stages", stages, tuple | list, "a list of names of stages")
+    for number, name in enumerate(stages):
+        require_option(f"stages[{number}]", name, UNDOES)
     return [
         name
         for place, name in enumerate(stages)

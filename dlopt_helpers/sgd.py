@@ -2,7 +2,7 @@ r"""Stochastic gradient descent, as in chapter 3.1."""
 
 from dataclasses import dataclass
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import require, require_bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class SGD:
         require("lr", self.lr, "a finite number >= 0", lambda x: x >= 0)
         require("momentum", self.momentum, "a number in [0, 1)", lambda x: (x >= 0) & (x < 1))
         require("weight_decay", self.weight_decay, "a finite number >= 0", lambda x: x >= 0)
+        require_bool(nesterov=self.nesterov)
         if self.nesterov:
             require("momentum", self.momentum, "greater than 0 when nesterov=True", lambda x: x > 0)
 

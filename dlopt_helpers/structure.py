@@ -10,7 +10,7 @@ from typing import NamedTuple
 import autoray
 from autoray import numpy as anp
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_array, require_bool, require_one, require_whole
 
 
 class Cost(NamedTuple):
@@ -47,7 +47,8 @@ def linear_cost(inputs, outputs, bias=True):
       >>> linear_cost(512, 512)
       Cost(parameters=262656, macs=262144)
     """
-    _require_whole(inputs=inputs, outputs=outputs)
+    _require_counts(inputs=inputs, outputs=outputs)
+    require_bool(bias=bias)
     return Cost(inputs * outputs + outputs * bias, inputs * outputs)
 
 
@@ -76,9 +77,10 @@ def conv_cost(inputs, outputs, kernel, length, groups=1, bias=True):
       >>> conv_cost(64, 64, kernel=3, length=20, groups=64)
       Cost(parameters=256, macs=3840)
     """
-    _require_whole(inputs=inputs, outputs=outputs, kernel=kernel, length=length, groups=groups)
-    allowed = f"a divisor of both {inputs} inputs and {outputs} outputs"
-    require("groups", groups, allowed, lambda g: inputs % g == 0 and outputs % g == 0)
+    _require_counts(inputs=inputs, outputs=outputs, kernel=kernel, length=length, groups=groups)
+    require_bool(bias=bias)
+    if inputs % groups or outputs % groups:
+        refuse("groups", groups, f"a divisor of both inputs={inputs} and outputs={outputs}")
     weights = inputs // groups * outputs * kernel
     return Cost(weights + outputs * bias, weights * length)
 
@@ -128,6 +130,7 @@ def bottleneck_cost(channels, inner, kernel, length, bias=True):
     References:
       He et al. 2016, "Deep residual learning for image recognition".
     """
+    _require_counts(channels=channels, inner=inner)
     narrow, widen = (conv_cost(m, n, 1, length, bias=bias) for m, n in ((channels, inner), (inner, channels)))
     return narrow + conv_cost(inner, inner, kernel, length, bias=bias) + widen
 
@@ -182,9 +185,8 @@ def low_rank(w, rank):
       Eckart and Young 1936, "The approximation of one matrix by another of lower rank".
     """
     _require_matrix(w)
-    _require_rank(rank, min(w.shape))
+    r = require_whole("rank", rank, 1, min(w.shape))
     u, s, vt = _svd(w)
-    r = int(rank)
     root = s[:r] ** 0.5
     return u[:, :r] * root, root[:, None] * vt[:r]
 
@@ -209,12 +211,15 @@ def low_rank_error(singular_values, rank):
       >>> low_rank_error(np.array([4.0, 3.0]), rank=1)
       0.6
     """
+    require_array("singular_values", singular_values, axes=1, finite=False)
     _require_finite("singular_values", singular_values)
-    _require_rank(rank, len(singular_values))
+    rank = require_whole("rank", rank, 1, len(singular_values))
     squares = singular_values**2
     if not (whole := float(anp.sum(squares))):
-        raise ValueError("singular_values are all zero: no error is relative to nothing")
-    return math.sqrt(float(anp.sum(squares[int(rank) :])) / whole)
+        raise ValueError(
+            "singular_values are all zero: one must be larger, as no error is relative to nothing"
+        )
+    return math.sqrt(float(anp.sum(squares[rank:])) / whole)
 
 
 def rank_for(outputs, inputs, share=1.0):
@@ -237,8 +242,8 @@ def rank_for(outputs, inputs, share=1.0):
       >>> rank_for(512, 512), rank_for(512, 512, share=0.25), rank_for(512, 40)
       (255, 63, 37)
     """
-    _require_whole(outputs=outputs, inputs=inputs)
-    require("share", share, "a number in (0, 1]", lambda s: 0 < s <= 1)
+    _require_counts(outputs=outputs, inputs=inputs)
+    require_one("share", share, "a number in (0, 1]", lambda s: 0 < s <= 1)
     return max(0, math.ceil(share * outputs * inputs / (outputs + inputs)) - 1)
 
 
@@ -264,6 +269,8 @@ def front(costs, scores):
       >>> front(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.9]))
       array([ True, False,  True])
     """
+    require_array("costs", costs, finite=False)
+    require_array("scores", scores, finite=False)
     if costs.shape != scores.shape or anp.ndim(costs) != 1 or not anp.size(costs):
         shapes = f"{tuple(costs.shape)} and {tuple(scores.shape)}"
         raise ValueError(f"costs and scores have the shapes {shapes}: they must be equal, (n,) with n >= 1")
@@ -278,21 +285,18 @@ def _svd(w):
     return autoray.do("linalg.svd", w)
 
 
-def _require_whole(**numbers):
+def _require_counts(**numbers):
     for name, value in numbers.items():
-        require(name, value, "a whole number >= 1", lambda x: x >= 1 and x % 1 == 0)
-
-
-def _require_rank(rank, full):
-    require("rank", rank, f"a whole number in [1, {full}]", lambda r: 1 <= r <= full and r % 1 == 0)
+        require_whole(name, value, 1)
 
 
 def _require_finite(name, x):
     if not anp.all(anp.isfinite(x)):
-        raise ValueError(f"{name} holds a number that is not finite (nan or inf)")
+        raise ValueError(f"{name} holds a number that is not finite (nan or inf): all must be")
 
 
 def _require_matrix(w):
+    require_array("w", w, "a matrix of finite numbers", finite=False)
     if anp.ndim(w) != 2 or not anp.size(w):
         raise ValueError(f"w has the shape {tuple(w.shape)}: it must be a matrix with at least one number")
     _require_finite("w", w)

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 from autoray import numpy as ar
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import (
+    refuse,
+    require,
+    require_array,
+    require_bool,
+    require_one,
+    require_option,
+    require_whole,
+)
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: steep at 0, and only roughly 1 beyond
 TINY = 1e-30  # keeps 0/0 out of a sign; what is larger than 1e-22 in size does not notice it
@@ -112,10 +120,16 @@ def newton_schulz(x, steps=5, coefficients=QUINTIC, eps=1e-7):
     References:
       Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
-    if len(getattr(x, "shape", ())) < 2:
-        raise ValueError(f"x has the shape {getattr(x, 'shape', ())}: it must be a matrix or a stack of them")
-    require("steps", steps, "a whole number >= 0", lambda n: (n >= 0) & (n % 1 == 0))
-    require("eps", eps, "a finite number >= 0", lambda e: e >= 0)
+    # Numbers that are not finite pass: a run that diverges shall end as others do, by its loss.
+    require_array("x", x, "a matrix of numbers or a stack of them", finite=False)
+    if len(x.shape) < 2:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be a matrix or a stack of them")
+    steps = require_whole("steps", steps, 0)
+    require_one("eps", eps, "a finite number >= 0", lambda e: e >= 0)
+    if not (isinstance(coefficients, tuple | list) and len(coefficients) == 3):
+        refuse("coefficients", coefficients, "three numbers")
+    for one in coefficients:
+        require_one("coefficients", one, "three finite numbers", lambda _: True)
     a, b, c = coefficients
     tall = x.shape[-2] > x.shape[-1]
     x = _turned(x) if tall else x
@@ -143,8 +157,8 @@ def newton_schulz_macs(rows, columns, steps=5):
       1920000
     """
     for name, value in {"rows": rows, "columns": columns}.items():
-        require(name, value, "a whole number >= 1", lambda n: (n >= 1) & (n % 1 == 0))
-    require("steps", steps, "a whole number >= 0", lambda n: (n >= 0) & (n % 1 == 0))
+        require_whole(name, value, 1)
+    require_whole("steps", steps, 0)
     short, long = min(rows, columns), max(rows, columns)
     return steps * (2 * short**2 * long + short**3)
 
@@ -200,8 +214,9 @@ class Muon:
 
     def __post_init__(self):
         _require_all(self)
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r} is not allowed: it must be one of {', '.join(SCALES)}")
+        require_bool(nesterov=self.nesterov)
+        require_option("scale", self.scale, SCALES)
+        require_whole("steps", self.steps, 0)
 
     def init(self, w):
         """Return the state before the first step: a velocity of zeros."""

@@ -355,7 +355,7 @@ BAD = np.where(Z > 2, np.nan, Z)
             for y in (Y - 1, Y + 3, Y.astype(float), Y > 0, Y.astype(str), Y.tolist(), 1, None, np.eye(3)[Y])
         ),
         *(
-            (lambda y=y: cross_entropy(Z, y), r"labels has the shape .* must be \(4,\)")
+            (lambda y=y: cross_entropy(Z, y), r"labels(=.* in \[0, 3\)| has the shape .* must be \(4,\))")
             for y in (Y[:3], Y[:, None], np.eye(3, dtype=int)[Y], Y[0])
         ),
         *(

@@ -625,7 +625,7 @@ def test_a_bad_task_is_refused(tmp_path, change, message):
         (
             Made(nn.Sequential(nn.Linear(40, 10), nn.Dropout())),
             [],
-            r"layer '1' is Dropout, not one of Linear",
+            r"layer '1' is Dropout: it must be one of Linear",
         ),
         (made("mlp"), [export("float"), quantize], r"stages\[1\]=<function quantize.* must be a Stage"),
     ],

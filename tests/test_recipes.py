@@ -156,7 +156,7 @@ def test_the_last_stage_lasts_and_what_lasts_lasts_again():
 
 
 def test_an_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match=r"stage 'prune' is not allowed: it must be one of \['distil'"):
+    with pytest.raises(ValueError, match=r"stages\[1\]='prune' is not allowed: it must be one of \['distil'"):
         lasting(["distil", "prune"])
 
 

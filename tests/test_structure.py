@@ -204,7 +204,7 @@ def test_front_by_its_definition(points):
 def test_front_refuses():
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
         structure.front(np.ones(2), np.ones(3))
-    with pytest.raises(ValueError, match="shapes"):
+    with pytest.raises(ValueError, match="shape"):
         structure.front(np.ones(0), np.ones(0))
     with pytest.raises(ValueError, match="scores holds a number that is not finite"):
         structure.front(np.ones(2), np.array([1.0, np.nan]))

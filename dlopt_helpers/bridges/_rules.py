@@ -2,6 +2,8 @@
 
 import contextlib
 
+from dlopt_helpers._require import require_kind
+
 
 @contextlib.contextmanager
 def naming(where):
@@ -18,6 +20,8 @@ def rules_of(rule, names):
     Raises:
       ValueError: if ``rule`` is neither a function nor a dict of functions, or names an unknown layer.
     """
+    if not callable(rule):
+        require_kind("rule", rule, dict, "a function of a weight, or a dict of them")
     rules = rule if isinstance(rule, dict) else dict.fromkeys(names, rule)
     for name, one in rules.items():
         if name not in names:
@@ -38,5 +42,8 @@ def apply_rule(name, rule, w):
         left = rule(w)
     shape = tuple(getattr(left, "shape", ()))
     if shape != tuple(w.shape):
-        raise ValueError(f"layer {name!r}: the rule returns the shape {shape}, not {tuple(w.shape)}")
+        raise ValueError(
+            f"layer {name!r}: the rule returns the shape {shape}, not {tuple(w.shape)}: "
+            "it must be that of the weight"
+        )
     return left

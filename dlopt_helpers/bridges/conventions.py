@@ -1,7 +1,8 @@
 r"""Where a framework computes something else than the subject, its formula under its name."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 
+from dlopt_helpers._require import refuse, require_kind
 from dlopt_helpers.adam import Adagrad, Adam, AdamW, NAdam, RMSprop
 from dlopt_helpers.sgd import SGD
 
@@ -215,6 +216,16 @@ _FORMULAS = {
 _SUBJECT = {formula: rule for formulas in _FORMULAS.values() for rule, formula in formulas.items()}
 
 
+def require_rule(rule):
+    """Raise ``ValueError`` unless ``rule`` is a rule: an instance of a data class that has a ``step``.
+
+    Example:
+      >>> require_rule(SGD(lr=0.1))
+    """
+    if isinstance(rule, type) or not is_dataclass(rule) or not hasattr(rule, "step"):
+        refuse("rule", rule, "a rule, such as SGD(lr=0.1)")
+
+
 def as_convention(rule, convention):
     """Return the rule with the fields of ``rule`` whose step is exactly the formula of a framework.
 
@@ -229,12 +240,13 @@ def as_convention(rule, convention):
       >>> as_convention(SGD(lr=0.1, momentum=0.9), "keras")
       KerasSGD(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)
     """
-    formula = _FORMULAS.get(convention, {}).get(_SUBJECT.get(type(rule)))
+    known = _FORMULAS.get(convention, {}) if isinstance(convention, str) else {}
+    formula = known.get(_SUBJECT.get(type(rule)))
     if formula is None:
         rules = ", ".join(known.__name__ for known in _FORMULAS["torch"])
         conventions = " or ".join(map(repr, _FORMULAS))
         raise ValueError(
-            f"there is no {type(rule).__name__} in convention={convention!r}: "
+            f"there is no rule {type(rule).__name__} in convention={convention!r}: "
             f"it must be one of {rules} in {conventions}"
         )
     return formula(**asdict(rule))
@@ -244,13 +256,17 @@ def rule_named(name, fields):
     """Return the rule of class ``name`` with these ``fields``, a dict; the way back from a saved file.
 
     Raises:
-      ValueError: if no rule has that name.
+      ValueError: if no rule has that name, or such fields.
 
     Example:
       >>> rule_named("SGD", {"lr": 0.1}).lr
       0.1
     """
     known = {formula.__name__: formula for formula in _SUBJECT}
-    if name not in known:
-        raise ValueError(f"rule {name!r} is unknown: it must be one of {', '.join(known)}")
-    return known[name](**fields)
+    if not (isinstance(name, str) and name in known):
+        raise ValueError(f"name {name!r} is unknown: it must be one of {', '.join(known)}")
+    require_kind("fields", fields, dict, f"a dict of the fields of {name}")
+    try:
+        return known[name](**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"fields={fields!r} is not allowed: it must be those of {name}: {error}") from None

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dlopt_helpers._require import require_array, require_kind, require_whole
 from dlopt_helpers.distillation import cross_entropy, distillation_loss
 
 
@@ -21,12 +22,23 @@ def logits(model, x, batch_size=1000):
     Returns:
       A NumPy array.
 
+    Raises:
+      ValueError: if ``model`` or ``x`` is none, or ``batch_size`` no whole number >= 1.
+
     Example:
       >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2), keras.layers.Dropout(0.5)])
       >>> logits(model, np.ones((5, 3))).shape
       (5, 2)
     """
-    return model.predict(x, batch_size=batch_size, verbose=0)
+    require_kind("model", model, keras.Model, "a keras.Model")
+    batch_size = require_whole("batch_size", batch_size, 1)
+    require_array("x", x)
+    if not len(x.shape) or not x.shape[0]:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must hold at least one example")
+    try:
+        return model.predict(x, batch_size=batch_size, verbose=0)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
 
 
 class Distiller(keras.Model):
@@ -59,6 +71,9 @@ class Distiller(keras.Model):
 
     def __init__(self, student, teacher=None, temperature=1.0, alpha=1.0):
         super().__init__()
+        require_kind("student", student, keras.Model, "a keras.Model")
+        if teacher is not None:
+            require_kind("teacher", teacher, keras.Model, "a keras.Model or None")
         self.supports_jit = False  # XLA cannot pick the labels' terms from a batch of any size
         distillation_loss(*np.zeros((2, 1, 2)), np.zeros(1, int), temperature, alpha)  # refuses bad ones now
         own = {id(v) for v in student.trainable_variables}

@@ -2,7 +2,8 @@
 
 import torch
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import require_kind, require_whole
+from dlopt_helpers.bridges.pruning_torch import _as_batch
 from dlopt_helpers.distillation import distillation_loss
 
 
@@ -22,17 +23,20 @@ def logits(model, x, batch_size=1000):
       A tensor without gradient.
 
     Raises:
-      ValueError: if ``batch_size`` is no whole number >= 1.
+      ValueError: if ``model`` or ``x`` is none, or ``batch_size`` no whole number >= 1.
 
     Example:
       >>> logits(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()), torch.ones(5, 3)).shape
       torch.Size([5, 2])
     """
-    require("batch_size", batch_size, "a whole number >= 1", lambda n: n >= 1 and n % 1 == 0)
+    require_kind("model", model, torch.nn.Module, "an nn.Module")
+    batch_size, x = require_whole("batch_size", batch_size, 1), _as_batch(x, empty=True)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        return torch.cat([model(batch) for batch in torch.as_tensor(x).split(int(batch_size))])
+        return torch.cat([model(batch) for batch in x.split(batch_size)])
+    except RuntimeError as error:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode  # not by train(), which would wake a batch norm frozen by hand
@@ -66,6 +70,14 @@ def distillation_step(student, teacher, optimizer, x, labels=None, temperature=1
       >>> optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
       >>> loss = distillation_step(student, teacher, optimizer, torch.ones(5, 3), temperature=2.0)
     """
+    require_kind("student", student, torch.nn.Module, "an nn.Module")
+    require_kind(
+        "teacher", teacher, torch.nn.Module | torch.Tensor, "an nn.Module, or its logits as a tensor"
+    )
+    require_kind("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
+    require_kind("x", x, torch.Tensor, "a tensor")
+    if labels is not None:
+        require_kind("labels", labels, torch.Tensor, "a tensor of whole numbers")
     trained = {p for group in optimizer.param_groups for p in group["params"]}
     if trained.isdisjoint(student.parameters()):
         raise ValueError("optimizer holds no parameter of the student: make it of student.parameters()")

@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 
 import keras
 
-from dlopt_helpers.bridges.conventions import as_convention, rule_named
+from dlopt_helpers._require import refuse
+from dlopt_helpers.bridges.conventions import as_convention, require_rule, rule_named
 
 
 def _precision(variable):
@@ -46,11 +47,19 @@ class RuleOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, rule, convention=None, **options):
+        require_rule(rule)
+        if not hasattr(rule, "lr"):
+            refuse("rule", rule, "a rule with a field lr")
+        rule = rule if convention is None else as_convention(rule, convention)
         if options.pop("weight_decay", None) is not None:
             name = type(rule).__name__
-            raise ValueError(f"weight_decay is a field of the rule: {name}(..., weight_decay=...)")
-        super().__init__(**{"learning_rate": float(rule.lr), **options})
-        self.rule = as_convention(rule, convention) if convention else rule
+            where = f"{name}(..., weight_decay=...)"
+            raise ValueError(f"weight_decay is a field of the rule: {where}; it must not be in options")
+        try:
+            super().__init__(**{"learning_rate": float(rule.lr), **options})
+        except ValueError as error:
+            raise ValueError(f"options must be those of a Keras optimiser: {error}") from None
+        self.rule = rule
 
     def build(self, variables):
         """Make a variable for each entry of the rule's state."""

@@ -7,6 +7,8 @@ import numpy as np
 from keras import layers
 from scipy.sparse import csr_array
 
+from dlopt_helpers._require import require_array, require_function, require_kind
+
 _UNITS = (layers.Dense, layers.Conv1D, layers.Conv2D)
 _PRUNABLE = (*_UNITS, layers.Conv3D)
 _ACTIVATIONS = (layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax)
@@ -26,6 +28,11 @@ class Mask(keras.constraints.Constraint):
     """
 
     def __init__(self, keep, before=None):
+        require_array("keep", np.asarray(keep, int) if np.asarray(keep).dtype == bool else keep)
+        if not np.isin(keep, (0, 1)).all():
+            raise ValueError("keep holds other entries than 0 and 1: only these are allowed")
+        if before is not None:
+            require_function("before", before, "a constraint or None")
         # A variable, so that a training step that was traced before sees a mask that changes later.
         self.keep = keras.Variable(keep, dtype="bool", trainable=False)
         self.before = before
@@ -92,6 +99,7 @@ def prune(model, masks):
       that ran before the first pruning knows no mask: make it anew.
     """
     kernels = _kernels(model)
+    require_kind("masks", masks, dict, "a dict from names of layers to arrays")
     masks = {name: _checked_mask(name, mask, kernels) for name, mask in masks.items()}
     if any(not isinstance(kernels[name].constraint, Mask) for name in masks):
         model.train_function = None  # it was traced without these constraints: let Keras make it anew
@@ -204,6 +212,7 @@ def _inner_layers(model):
 
 
 def _kernels(model):
+    require_kind("model", model, keras.Model, "a keras.Model")
     kernels, owners = {}, {}
     for layer in _inner_layers(model):
         if not isinstance(layer, _PRUNABLE):
@@ -227,13 +236,19 @@ def _kernels(model):
 def _checked_mask(name, mask, kernels):
     if name not in kernels:
         raise ValueError(f"masks names {name!r}, which is unknown: it must be one of {', '.join(kernels)}")
-    mask, kernel = np.asarray(mask), kernels[name]
+    kernel = kernels[name]
+    try:
+        mask = np.asarray(mask)
+    except ValueError:  # lists of several lengths
+        mask = np.array(None)
     if mask.shape != tuple(kernel.shape):
-        raise ValueError(f"the mask of {name!r} has shape {mask.shape}: it must be {tuple(kernel.shape)}")
+        raise ValueError(f"masks[{name!r}] has shape {mask.shape}: it must be {tuple(kernel.shape)}")
     if not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"the mask of {name!r} has entries other than 0 and 1")
+        raise ValueError(f"masks[{name!r}] has entries other than 0 and 1: only these are allowed")
     if not np.isfinite(kernel.numpy()).all():
-        raise ValueError(f"the kernel of {name!r} holds a number that is not finite (nan or inf)")
+        raise ValueError(
+            f"the kernel of {name!r} holds a number that is not finite (nan or inf): all must be"
+        )
     return mask.astype(bool)
 
 
@@ -256,6 +271,7 @@ def _flow(model, keep):
     if not isinstance(model, keras.Sequential):
         raise ValueError(f"model is a {type(model).__name__}: it must be a keras.Sequential")
     _kernels(model)
+    require_kind("keep", keep, dict, "a dict from names of layers to indices")
     places = [i for i, layer in enumerate(model.layers) if type(layer) in _UNITS]
     first, last = min(places, default=0), max(places, default=0)
     known = [model.layers[i].name for i in places[:-1]]
@@ -294,7 +310,11 @@ def _check_layer(layer, axes, between):
 
 
 def _indices(layer, keep):
-    n, indices = layer.kernel.shape[-1], np.asarray(keep)
+    n = layer.kernel.shape[-1]
+    try:
+        indices = np.asarray(keep)
+    except ValueError:  # lists of several lengths
+        indices = np.array(None)
     good = indices.ndim == 1 and indices.size and indices.dtype.kind in "iu"
     if not good or not set(indices) <= set(range(n)) or len(set(indices)) < len(indices):
         raise ValueError(f"keep[{layer.name!r}]={keep!r} is not allowed: give different indices below {n}")

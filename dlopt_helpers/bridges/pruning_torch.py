@@ -3,9 +3,12 @@
 import copy
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from dlopt_helpers._require import require_array, require_kind
 
 
 class Mask(nn.Module):
@@ -25,7 +28,7 @@ def prunable(model):
     Biases and normalisation are never pruned. Weights that a mask holds at zero come as zeros.
 
     Raises:
-      ValueError: if ``model`` holds no such layer.
+      ValueError: if ``model`` is no ``nn.Module`` or holds no such layer.
 
     Example:
       >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -66,6 +69,7 @@ def prune(model, masks):
       >>> sparsity(*prunable(prune(model, masks)).values())
       1.0
     """
+    require_kind("masks", masks, dict, "a dict from names of layers to arrays")
     layers, owners, checked = _prunable_layers(model), _owners(model), {}
     for name, mask in masks.items():
         if name not in layers:
@@ -96,6 +100,7 @@ def make_permanent(model):
       >>> list(make_permanent(model).state_dict())
       ['0.weight', '0.bias']
     """
+    _require_module(model)
     held = [(name, layer, key) for name, layer in model.named_modules() for key in _masked(layer)]
     for name, layer, key in held:
         _require_plain(name, layer, key)
@@ -175,6 +180,7 @@ class CSRLinear(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
+        require_kind("linear", linear, nn.Linear, "an nn.Linear")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
             csr = linear.weight.detach().to_sparse_csr()
@@ -219,12 +225,33 @@ def to_csr(model):
     return sparse
 
 
+def _require_module(model):
+    require_kind("model", model, nn.Module, "an nn.Module")
+
+
+def _as_batch(x, empty=False):
+    """Return examples as a tensor of PyTorch.
+
+    Raises:
+      ValueError: if ``x`` is no tensor and no array of finite numbers, or holds none (if not ``empty``).
+    """
+    if not torch.is_tensor(x) and not (empty and isinstance(x, np.ndarray) and not x.size):
+        require_array("x", x, "a tensor or an array of finite numbers")
+    x = torch.as_tensor(x)
+    if not (x.numel() or empty):
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must hold at least one example")
+    return x
+
+
 def _prunable_layers(model):
+    _require_module(model)
     kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
     named = model.named_modules(remove_duplicate=False)
     layers = {name: layer for name, layer in named if isinstance(layer, kinds)}
     if not layers:
-        raise ValueError("model holds no nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d: nothing can be pruned")
+        raise ValueError(
+            "model holds no nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d: it must, or nothing can be pruned"
+        )
     return layers
 
 
@@ -375,6 +402,7 @@ def _chosen(model, keep):
     units = {name: _SIZES[kind][0] for name, kind in kinds.items() if kind in _AFTER}
     sizes = {name: getattr(model._modules[name], size) for name, size in units.items()}
     *known, last = sizes or [None]
+    require_kind("keep", keep, dict, "a dict from names of layers to indices")
     for name in keep:
         if name == last:
             raise ValueError(f"keep names layer {name!r}, whose units are the outputs of the model: keep all")

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from dlopt_helpers._require import require_kind
 from dlopt_helpers.bridges._rules import apply_rule, naming, rules_of
 from dlopt_helpers.bridges.pruning_torch import (
     Mask,
+    _as_batch,
     _own_class,
     _owners,
     _prunable_layers,
@@ -184,6 +186,7 @@ def quantize_inputs(model, quantizers):
     """
     quantized = _checked_copy(model)
     layers = _layers(quantized)
+    require_kind("quantizers", quantizers, dict, "a dict from names of layers to a Quantizer")
     for name, quantizer in quantizers.items():
         if name not in layers:
             raise ValueError(f"quantizers names {name!r}: it must be one of {', '.join(layers)}")
@@ -218,10 +221,11 @@ def correct_biases(model, quantized, x):
       >>> bool(torch.allclose(corrected(x).mean(0), model(x).mean(0), atol=1e-6))
       True
     """
+    require_kind("quantized", quantized, nn.Module, "an nn.Module")
     corrected = _checked_copy(quantized)
     layers, wanted = _layers(corrected), _watched(model, x)
     if list(_layers(model)) != list(layers):
-        raise ValueError(f"quantized has the layers {', '.join(layers)}: model has {', '.join(wanted)}")
+        raise ValueError(f"quantized has the layers {', '.join(layers)}: it must have {', '.join(wanted)}")
     for name in wanted:
         if layers[name].bias is None:
             raise ValueError(f"layer {name!r} has no bias to correct: give it one of zeros")
@@ -341,10 +345,11 @@ def _watched(model, x):
         # Copies, as a ReLU may work in place.
         hook = lambda _, came, went, name=name: seen.update({name: (came[0].clone(), went.clone())})  # noqa: E731
         layer.register_forward_hook(hook)
-    x = torch.as_tensor(x)
-    if not x.numel():
-        raise ValueError(f"x has the shape {tuple(x.shape)}: it must hold at least one example")
-    probe(x.to(next(probe.parameters())) if x.is_floating_point() else x)
+    x = _as_batch(x)
+    try:
+        probe(x.to(next(probe.parameters())) if x.is_floating_point() else x)
+    except RuntimeError as error:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     return seen
 
 

@@ -6,6 +6,7 @@ import keras
 import pandas as pd
 from keras import layers
 
+from dlopt_helpers._require import require_kind
 from dlopt_helpers.structure import Cost, conv_cost, linear_cost, low_rank
 
 _CONVS = (layers.Conv1D, layers.Conv2D)
@@ -95,6 +96,7 @@ def factorise(model, ranks):
       [('hidden_rank', 2), ('hidden', 4), ('logits', 1)]
     """
     _require_sequential(model)
+    require_kind("ranks", ranks, dict, "a dict from names of layers to ranks")
     factors = {name: _factors(model, name, rank) for name, rank in ranks.items()}
     start = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     made = [
@@ -139,7 +141,7 @@ def _factors(model, name, rank):
     try:
         a, b = low_rank(kernel.reshape(-1, kernel.shape[-1]), rank)
     except ValueError as error:
-        raise ValueError(f"layer {name!r} cannot be factorised: {error}") from None
+        raise ValueError(f"ranks: layer {name!r} cannot be factorised: {error}") from None
     return a.reshape(*kernel.shape[:-1], -1), b.reshape(*[1] * (kernel.ndim - 2), *b.shape)
 
 

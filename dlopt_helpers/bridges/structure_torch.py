@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, skip_init
 
+from dlopt_helpers._require import require_kind
+from dlopt_helpers.bridges.pruning_torch import _as_batch
 from dlopt_helpers.structure import Cost, conv_cost, linear_cost, low_rank
 
 _CONVS = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -23,14 +25,15 @@ def costs(model, x):
     Args:
       model: any module of such layers and of others without parameters. It is run once, in evaluation
         mode, and stays as it is.
-      x: examples, a tensor whose first axis counts them; one is enough.
+      x: examples, a tensor or NumPy array whose first axis counts them; one is enough.
 
     Returns:
       A data frame indexed by the layer's name: ``kind``, ``parameters`` and ``macs``. A layer that is called
       twice computes twice, and has its parameters once.
 
     Raises:
-      ValueError: naming the layer, if its parameters are of another kind or are shared between layers.
+      ValueError: if ``model`` or ``x`` is none; naming the layer, if its parameters are of another kind or
+        are shared between layers.
 
     Example:
       >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -39,6 +42,8 @@ def costs(model, x):
       0  Linear           8     6
       2  Linear           3     2
     """
+    require_kind("model", model, nn.Module, "an nn.Module")
+    x = _as_batch(x)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | _CONVS | _NORMS)}
     _require_counted(model, layers)
     rows = {name: [_kind(layer), _parameters(layer), 0] for name, layer in layers.items()}
@@ -54,6 +59,8 @@ def costs(model, x):
     try:
         with torch.no_grad():
             model.eval()(x[:1])
+    except RuntimeError as error:
+        raise ValueError(f"x has the shape {tuple(x.shape)}: it must be what model takes: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -130,6 +137,8 @@ def factorise(model, ranks):
       Denton et al. 2014, "Exploiting linear structure within convolutional networks"; Zhang et al. 2016,
       "Accelerating very deep convolutional networks".
     """
+    require_kind("model", model, nn.Module, "an nn.Module")
+    require_kind("ranks", ranks, dict, "a dict from names of layers to ranks")
     layers = {n: m for n, m in model.named_modules() if n and isinstance(m, nn.Linear | nn.Conv1d)}
     pairs = {}
     for name, rank in ranks.items():
@@ -140,7 +149,7 @@ def factorise(model, ranks):
         try:
             pairs[name] = _pair(layers[name], rank)
         except ValueError as error:
-            raise ValueError(f"layer {name!r} cannot be factorised: {error}") from None
+            raise ValueError(f"ranks: layer {name!r} cannot be factorised: {error}") from None
     small = copy.deepcopy(model)
     for name, pair in pairs.items():
         small.set_submodule(name, pair)

@@ -1,11 +1,23 @@
 """Any rule of the subject as an optimiser of PyTorch."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 import torch
 
+from dlopt_helpers._require import refuse, require_bool, require_kind
 from dlopt_helpers.bridges.compiled import step as compiled_step
-from dlopt_helpers.bridges.conventions import as_convention
+from dlopt_helpers.bridges.conventions import as_convention, require_rule
+
+
+def _require_params(params):
+    """Return parameters as a list, unless they are names and parameters in pairs or dicts."""
+    if isinstance(params, torch.Tensor | dict | str) or not isinstance(params, Iterable):
+        refuse("params", params, "parameters or dicts of them, as model.parameters()")
+    params = list(params)
+    if not params or not all(isinstance(p, torch.Tensor | dict | tuple) for p in params):
+        refuse("params", params, "one or more parameters or dicts of them, as model.parameters()")
+    return params
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -38,7 +50,10 @@ class RuleOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params, rule, convention=None, compiled=False):
-        rule = as_convention(rule, convention) if convention else rule
+        require_bool(compiled=compiled)
+        require_rule(rule)
+        rule = rule if convention is None else as_convention(rule, convention)
+        params = _require_params(params)
         self.rule_class, self.compiled, self._layouts = type(rule), compiled, {}
         super().__init__(params, {f.name: getattr(rule, f.name) for f in fields(rule)})
 
@@ -52,11 +67,16 @@ class RuleOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group):
         """Add a group, as for any optimiser; unknown options and bad values are refused."""
         if isinstance(param_group, dict):
+            if not (isinstance(params := param_group.get("params"), torch.Tensor) or params):
+                refuse("param_group", param_group, "a dict whose params are one or more parameters")
             allowed = [*self.defaults, "params", "param_names", "initial_lr"]
             if unknown := [key for key in param_group if key not in allowed]:
                 known = ", ".join(allowed)
-                raise ValueError(f"group option {unknown[0]!r} is unknown: it must be one of {known}")
-            self._rule({**self.defaults, **param_group})
+                raise ValueError(f"param_group option {unknown[0]!r} is unknown: it must be one of {known}")
+            try:
+                self._rule({**self.defaults, **param_group})
+            except ValueError as error:
+                raise ValueError(f"param_group holds what the rule refuses: {error}") from None
         super().add_param_group(param_group)
 
     def state_dict(self):
@@ -65,6 +85,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict):
         """Restore what ``state_dict()`` gave; a dict that another rule made is refused."""
+        require_kind("state_dict", state_dict, dict, "what state_dict() returned")
         saved, own = state_dict.get("rule"), self.rule_class.__name__
         if saved != own:
             raise ValueError(f"state_dict was saved by {saved or 'another optimiser'}: it must be {own}'s")

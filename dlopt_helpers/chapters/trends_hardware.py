@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dlopt_helpers._require import require
-from dlopt_helpers.lab.measure import finished, ratios
+from dlopt_helpers.lab.measure import device, finished, ratios
 from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.training import one_thread
 from dlopt_helpers.page.explorer import BLUE, GREEN, INK, MUTED, RED, Choice, Explorer, Slider
@@ -211,11 +211,6 @@ NETWORKS = {
     "MLP, width 1,024": (functools.partial(mlp, hidden=1_024), (40,)),
     "CNN, 2-D": (image_cnn, (3, 16, 16)),
 }
-
-
-def device():
-    """Return what is measured on: ``"cuda"`` where there is one, else ``"cpu"``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def units():

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_option, require_whole
 
 GROUPS = 4  # of the grouped convolution
 INNER = 4  # how many times fewer channels a bottleneck has inside
@@ -30,15 +30,14 @@ def block_layers(kind, channels, stride=1):
       Howard et al. 2017, "MobileNets" (separable); Zhang et al. 2018, "ShuffleNet" (grouped); He et al.
       2016, "Deep residual learning for image recognition" (bottleneck).
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not allowed: it must be one of {', '.join(KINDS)}")
-    _require_multiple_of_4("channels", channels)
-    require("stride", stride, "a whole number >= 1", lambda s: s >= 1 and s % 1 == 0)
-    return _INSIDE[kind](int(channels), int(stride))
+    require_option("kind", kind, KINDS)
+    return _INSIDE[kind](_multiple_of(4, "channels", channels), require_whole("stride", stride, 1))
 
 
-def _require_multiple_of_4(name, value):
-    require(name, value, "a multiple of 4", lambda c: c >= 4 and c % 4 == 0)
+def _multiple_of(n, name, value):
+    if (whole := require_whole(name, value, n)) % n:
+        refuse(name, value, "a multiple of 4" if n == 4 else "an even whole number")
+    return whole
 
 
 def _conv(inputs, outputs, kernel, stride=1, groups=1):
@@ -73,11 +72,14 @@ class Block(nn.Module):
     """A block with a shortcut: ReLU of what its layers make of the input, plus the input itself.
 
     With a stride the shortcut takes means over as many positions. It has no parameters.
+
+    Args, and what is raised: those of :func:`block_layers`.
     """
 
     def __init__(self, kind, channels, stride=1):
         super().__init__()
         self.layers = nn.Sequential(*block_layers(kind, channels, stride))
+        stride = int(stride)
         self.shortcut = nn.AvgPool1d(stride) if stride > 1 else nn.Identity()
 
     def forward(self, x):
@@ -105,9 +107,9 @@ def block_net(kind, width=32, depth=4, seed=0):
       >>> block_net("bottleneck", width=16)(torch.zeros(3, 40)).shape
       torch.Size([3, 10])
     """
-    _require_multiple_of_4("width", width)
-    require("depth", depth, "an even whole number >= 2", lambda d: d >= 2 and d % 2 == 0)
-    width, half = int(width), int(depth) // 2
+    require_option("kind", kind, KINDS)
+    width, half = _multiple_of(4, "width", width), _multiple_of(2, "depth", depth) // 2
+    seed = require_whole("seed", seed, 0, 2**32 - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stem = [nn.Conv1d(1, width, 5, stride=2, padding=2, bias=False), nn.BatchNorm1d(width), nn.ReLU()]

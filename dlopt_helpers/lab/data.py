@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_whole
 from dlopt_helpers.lab.memo import memoise
 
 
@@ -76,9 +76,10 @@ def fresh_test(n=10_000, seed=1):
       >>> x, y = fresh_test(n=100)
       >>> data = data._replace(x_test=x, y_test=y)
     """
-    require("n", n, "a positive multiple of 10", lambda x: (x > 0) & (x % 10 == 0))
-    allowed = "a whole number in [0, 2**32) other than 42"
-    require("seed", seed, allowed, lambda x: (x >= 0) & (x < 2**32) & (x % 1 == 0) & (x != 42))
+    if require_whole("n", n, 10) % 10:
+        refuse("n", n, "a positive multiple of 10")
+    if require_whole("seed", seed, 0, 2**32 - 1) == 42:
+        refuse("seed", seed, "another than 42")
     made = _generate(int(n), 0.0, int(seed))
     return made.x_test, made.y_test
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from dlopt_helpers._require import require_array, require_whole
 from dlopt_helpers.lab.measure import ratios
-from dlopt_helpers.lab.onnxrt import load
+from dlopt_helpers.lab.onnxrt import load, read
 
 # Calls in a row, by batch size. With few, a small network would mostly wait for its weights, which the large
 # one has just driven out of the processor's cache.
@@ -36,6 +37,10 @@ def measured(onnx, reference, x, y, repeats=15):
       ``latency 64``, the fewest microseconds of all repeats, and ``faster 1`` and ``faster 64``, the time of
       the reference as a multiple of this one's, measured in turn. ``memory``, see :func:`memory`.
 
+    Raises:
+      ValueError: if a file is no ONNX file's bytes, there are less than 64 examples, they or their labels do
+        not fit the networks, or ``repeats`` is no whole number >= 1.
+
     Example:
       >>> from dlopt_helpers.lab.data import fresh_test
       >>> from dlopt_helpers.lab.models import mlp
@@ -45,8 +50,17 @@ def measured(onnx, reference, x, y, repeats=15):
       >>> row["faster 64"] > 2
       True
     """
+    repeats = require_whole("repeats", repeats, 1)
+    require_array("x", x, axes=2)
+    for name, file in (("onnx", onnx), ("reference", reference)):
+        inputs = _inputs(read(file, name))
+        if x.shape[1] != inputs or len(x) < max(CALLS):
+            raise ValueError(
+                f"x has the shape {x.shape}: for {name} it must be (n, {inputs}), n >= {max(CALLS)}"
+            )
     run, slow = load(onnx), load(reference)
     log_p = log_softmax(run(x), axis=1)
+    _require_labels(y, *log_p.shape)
     times, speeds = {}, {}
     for batch, calls in CALLS.items():
         one, other = (functools.partial(f, x[:batch]) for f in (slow, run))
@@ -61,6 +75,17 @@ def measured(onnx, reference, x, y, repeats=15):
         **speeds,
         "memory": memory(onnx, x.shape[1]),
     }
+
+
+def _inputs(model):
+    return model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+
+
+def _require_labels(y, n, classes):
+    require_array("y", y, axes=1)
+    if len(y) != n or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
+        seen = f"y has the shape {y.shape} and values in [{y.min()}, {y.max()}]"
+        raise ValueError(f"{seen}: it must be {n} whole numbers in [0, {classes})")
 
 
 # It imports nothing of this package, whose own memory would hide that of a small network.
@@ -90,12 +115,18 @@ def memory(onnx, inputs):
       onnx: bytes of the file.
       inputs: numbers in an example.
 
+    Raises:
+      ValueError: if ``onnx`` is no ONNX file's bytes, or ``inputs`` another number than it takes.
+
     Example:
       >>> from dlopt_helpers.lab.models import mlp
       >>> from dlopt_helpers.lab.onnxrt import export
       >>> memory(export(mlp()), inputs=40) > 1 or sys.platform != "linux"
       True
     """
+    inputs = require_whole("inputs", inputs, 1)
+    if (wanted := _inputs(read(onnx))) != inputs:
+        raise ValueError(f"inputs={inputs} is not allowed: it must be {wanted}, what the network takes")
     if sys.platform != "linux":
         return float("nan")
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dlopt_helpers._require import require_kind
 from dlopt_helpers.lab.runtimes import checked_calibration, quiet
 
 
@@ -14,7 +15,8 @@ def convert(model):
       model: a Keras model of one input and one output; it stays as it is.
 
     Raises:
-      ValueError: if ``model`` has weights that are not finite, or a layer that LiteRT cannot express.
+      ValueError: if ``model`` is no Keras model, has weights that are not finite, or a layer that LiteRT
+        cannot express.
 
     Example:
       >>> from dlopt_helpers.lab.models import mlp
@@ -46,6 +48,7 @@ def quantize_static(model, calibration):
       >>> len(quantize_static(model, np.random.normal(size=(100, 40)))) < 320_000
       True
     """
+    _require_model(model)
     return _converted(model, True, checked_calibration(calibration, model.input_shape[-1]))
 
 
@@ -53,6 +56,9 @@ def quantize_dynamic(model):
     """Return the LiteRT file of a network with 8-bit weights that finds its activations' ranges as it runs.
 
     Weights of fewer than 1,024 numbers stay floats.
+
+    Raises:
+      ValueError: as :func:`convert`.
 
     Example:
       >>> from dlopt_helpers.lab.models import mlp
@@ -63,7 +69,14 @@ def quantize_dynamic(model):
     return _converted(model, True)
 
 
+def _require_model(model):
+    import keras
+
+    require_kind("model", model, keras.Model, "a Keras model")
+
+
 def _converted(model, integers=False, calibration=None):
+    _require_model(model)
     for weight in model.weights:
         if not np.isfinite(weight.numpy()).all():
             raise ValueError(f"model cannot be converted: {weight.path} has values that are not finite")
@@ -116,7 +129,7 @@ def load(litert):
     The first call with another n takes longer: the runtime lays out its memory anew.
 
     Raises:
-      ValueError: by the function, if its array has another shape.
+      ValueError: if ``litert`` is no LiteRT file's bytes; by the function, if its array has another shape.
 
     Example:
       >>> from dlopt_helpers.lab.models import mlp
@@ -124,6 +137,8 @@ def load(litert):
       >>> load(convert(keras_twin(mlp())))(np.zeros((3, 40), "float32")).shape
       (3, 10)
     """
+    if not isinstance(litert, bytes) or litert[4:8] != b"TFL3":
+        raise ValueError("litert is no LiteRT file: it must be the bytes that convert returns")
     with quiet():
         from ai_edge_litert.interpreter import Interpreter
 

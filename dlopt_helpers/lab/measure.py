@@ -1,5 +1,6 @@
 """Times as ratios, memory and bytes, and where they were measured."""
 
+import contextlib
 import io
 import platform
 import re
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_function, require_kind, require_whole
 
 
 class Ratio(NamedTuple):
@@ -38,15 +39,16 @@ def ratios(a, b, repeats=30, calls=1):
       calls: calls in each measurement; more for a function that takes microseconds.
 
     Raises:
-      ValueError: if ``repeats`` or ``calls`` is not a whole number >= 1.
+      ValueError: if ``a`` or ``b`` is no function, or ``repeats`` or ``calls`` no whole number >= 1.
 
     Example:
       >>> ratio = ratios(lambda: sum(range(20_000)), lambda: sum(range(10_000)))
       >>> ratio.low <= ratio.median <= ratio.high
       True
     """
-    for name, value in (("repeats", repeats), ("calls", calls)):
-        require(name, value, "a whole number >= 1", lambda x: (x >= 1) & (x % 1 == 0))
+    require_function("a", a)
+    require_function("b", b)
+    repeats, calls = require_whole("repeats", repeats, 1), require_whole("calls", calls, 1)
     each = [_seconds(a, calls) / _seconds(b, calls) for _ in range(repeats + 1)][1:]
     return Ratio(*(float(q) for q in np.quantile(each, [0.5, 0.05, 0.95])))
 
@@ -58,31 +60,60 @@ def _seconds(function, calls):
     return time.perf_counter() - start
 
 
+def device():
+    """Return what the book measures on: ``"cuda"`` where there is one, else ``"mps"``, else ``"cpu"``.
+
+    Example:
+      >>> device() in ("cuda", "mps", "cpu")
+      True
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def finished(function, device):
     """Return a function that calls ``function`` and waits until ``device`` has done its work.
+
+    Raises:
+      ValueError: if ``function`` is none, or ``device`` no device of PyTorch's.
 
     Example:
       >>> finished(lambda: None, "cpu")()
     """
-    if torch.device(device).type != "cuda":
+    require_function("function", function)
+    kind = _device(device).type
+    if kind == "cpu":
         return function
 
     def run():
         function()
-        torch.cuda.synchronize(device)
+        getattr(torch, kind).synchronize()
 
     return run
+
+
+def _device(device):
+    if isinstance(device, str | torch.device):
+        with contextlib.suppress(RuntimeError):
+            return torch.device(device)
+    refuse("device", device, 'a device of PyTorch\'s, such as "cpu" or "cuda"')
 
 
 def device_name(device):
     """Return what does the work: the GPU, or one thread of the processor, as its system calls it.
 
+    Raises:
+      ValueError: if ``device`` is no device of PyTorch's.
+
     Example:
       >>> device_name("cpu").endswith(", one thread")
       True
     """
-    if torch.device(device).type == "cuda":
+    if _device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if _device(device).type == "mps":
+        return f"Apple GPU, {platform.machine()}"
     cpu = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
     return f"{found[1] if found else platform.processor()}, one thread"
@@ -91,10 +122,14 @@ def device_name(device):
 def file_bytes(model):
     """Return the bytes of a PyTorch model's file, the one that ``torch.save(model.state_dict())`` writes.
 
+    Raises:
+      ValueError: if ``model`` is no ``nn.Module``.
+
     Example:
       >>> file_bytes(torch.nn.Linear(100, 100)) > 4 * 100 * 101
       True
     """
+    require_kind("model", model, torch.nn.Module, "an nn.Module")
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return len(file.getvalue())

@@ -1,6 +1,7 @@
 """Results of expensive functions, kept on disk until the code that made them changes."""
 
 import ast
+import contextvars
 import functools
 import hashlib
 import inspect
@@ -11,8 +12,11 @@ from pathlib import Path
 import joblib
 import platformdirs
 
+from dlopt_helpers._require import refuse
+
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
+_inside = contextvars.ContextVar("inside a memoised function", default=False)
 
 
 def cache_dir():
@@ -22,7 +26,14 @@ def cache_dir():
 
 @functools.cache
 def source_digest(*files):
-    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions."""
+    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions.
+
+    Raises:
+      ValueError: if there is no such file.
+    """
+    for file in files:
+        if not (isinstance(file, str | Path) and Path(file).is_file()):
+            refuse("files", file, "paths of files that exist")
     digest = hashlib.sha256()
     for file in sorted(_with_imports(files)):
         digest.update(file.name.encode() + file.read_bytes())
@@ -68,6 +79,9 @@ def memoise(function):
     defined outside the package (in a notebook, say) have no such key, so a call that is given one
     is computed anew each time.
 
+    Raises:
+      ValueError: if ``function`` is none of Python's own.
+
     Example:
       >>> @memoise
       ... def slow(n):
@@ -75,7 +89,9 @@ def memoise(function):
       >>> slow(1)
       2
     """
-    file = inspect.getsourcefile(function)
+    if not inspect.isfunction(function):
+        refuse("function", function, "a function written in Python")
+    file = inspect.getsourcefile(inspect.unwrap(function))
     known = file and os.path.exists(file)
 
     @functools.wraps(function)
@@ -83,8 +99,25 @@ def memoise(function):
         callables = [a for a in (*args, *kwargs.values()) if callable(a)]
         if not known or any(not _of_package(c) for c in callables):
             return function(*args, **kwargs)
-        digest = source_digest(file, *sorted({inspect.getsourcefile(c) for c in callables}))
-        memory = joblib.Memory(cache_dir() / digest[:16], verbose=0)
-        return memory.cache(function)(*args, **kwargs)
+        files = {inspect.getsourcefile(inspect.unwrap(c)) for c in callables}
+        memory = joblib.Memory(cache_dir() / source_digest(file, *sorted(files))[:16], verbose=0)
+        outside = _inside.set(True)
+        try:
+            return memory.cache(function)(*args, **kwargs)
+        finally:
+            _inside.reset(outside)
 
     return wrapper
+
+
+def in_pieces(jobs):
+    """Return ``jobs``, calls of ``joblib.delayed``, so that a memoised function keeps the result of each.
+
+    An interrupt then loses the job at work and no other. Outside a memoised function they stay as they are.
+    """
+    return [(_kept, (f, *args), kwargs) for f, args, kwargs in jobs] if _inside.get() else jobs
+
+
+def _kept(function, *args, **kwargs):
+    ours = inspect.isfunction(function) and _of_package(function)
+    return (memoise(function) if ours else function)(*args, **kwargs)

@@ -9,9 +9,9 @@ Four-bit numbers need operator set 21 and ONNX Runtime 1.23.
 """
 
 import numpy as np
-from onnx import TensorProto, helper, load_from_string, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from dlopt_helpers.lab.onnxrt import _stripped
+from dlopt_helpers.lab.onnxrt import _stripped, read
 
 _INT4, _UINT4 = map(helper.tensor_dtype_to_np_dtype, (TensorProto.INT4, TensorProto.UINT4))
 
@@ -27,7 +27,7 @@ def int4_weights(onnx):
         :func:`~dlopt_helpers.quantization.symmetric` leaves them.
 
     Raises:
-      ValueError: naming the layer, if there are other weights.
+      ValueError: if ``onnx`` is no ONNX file's bytes; naming the layer, if there are other weights.
 
     Example:
       >>> import torch
@@ -51,7 +51,7 @@ def shared_weights(onnx):
         weights in a layer, as :func:`~dlopt_helpers.quantization.share_weights` leaves them.
 
     Raises:
-      ValueError: naming the layer, if there are more.
+      ValueError: if ``onnx`` is no ONNX file's bytes; naming the layer, if there are more.
 
     Example:
       >>> import torch
@@ -69,7 +69,7 @@ def shared_weights(onnx):
 
 def _with_stored_weights(onnx, store):
     """Return the file in which ``store`` decides how the weights of each layer are written."""
-    model = load_from_string(onnx)
+    model = read(onnx)
     constants = {constant.name: constant for constant in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in ("Gemm", "Conv")]
     decoded = []

@@ -1,6 +1,7 @@
 """PyTorch models in ONNX Runtime, in floats and in 8-bit integers."""
 
 import collections
+import contextlib
 import copy
 import functools
 import itertools
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, defs, load_from_string
 from onnxruntime import quantization
 
+from dlopt_helpers._require import require_bool, require_kind, require_whole
 from dlopt_helpers.lab.runtimes import checked_calibration, quiet
 
 
@@ -36,11 +39,13 @@ def export(model, inputs=40):
       >>> 4 * 15_210 < len(export(mlp())) < 4 * 15_210 + 400
       True
     """
+    require_kind("model", model, torch.nn.Module, "an nn.Module")
+    inputs = require_whole("inputs", inputs, 1)
     model, x = copy.deepcopy(model).eval(), torch.zeros(2, inputs)
     try:
         model(x)
     except RuntimeError as error:
-        raise ValueError(f"inputs={inputs} is not allowed: model takes no such examples: {error}") from None
+        raise ValueError(f"inputs={inputs} is not allowed: it must be what model takes: {error}") from None
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
             raise ValueError(f"model cannot be exported: {name} has values that are not finite")
@@ -87,8 +92,8 @@ def quantize_static(onnx, calibration, per_channel=True):
       per_channel: whether each output channel has its own scale, or one serves the whole tensor.
 
     Raises:
-      ValueError: if ``calibration`` has no rows, another width, a number that is not finite, or
-        nothing but one value.
+      ValueError: if ``onnx`` is no such file, or ``calibration`` has no rows, another width, a number that
+        is not finite, or nothing but one value.
 
     Example:
       >>> from dlopt_helpers.lab.models import mlp
@@ -96,7 +101,8 @@ def quantize_static(onnx, calibration, per_channel=True):
       >>> len(float_bytes) / len(quantize_static(float_bytes, torch.randn(100, 40).numpy())) > 3.8
       True
     """
-    model = load_from_string(onnx)
+    require_bool(per_channel=per_channel)
+    model = read(onnx)
     inputs = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     examples = [{"x": checked_calibration(calibration, inputs)}]
 
@@ -112,12 +118,15 @@ def quantize_static(onnx, calibration, per_channel=True):
 def quantize_dynamic(onnx):
     """Return the ONNX file of a network with 8-bit weights that finds its activations' ranges as it runs.
 
+    Raises:
+      ValueError: if ``onnx`` is no ONNX file's bytes.
+
     Example:
       >>> from dlopt_helpers.lab.models import mlp
       >>> len(quantize_dynamic(export(mlp(hidden=512)))) < 310_000
       True
     """
-    return _quantized(quantization.quantize_dynamic, load_from_string(onnx), per_channel=True)
+    return _quantized(quantization.quantize_dynamic, read(onnx), per_channel=True)
 
 
 def _quantized(quantize, model, **options):
@@ -127,8 +136,35 @@ def _quantized(quantize, model, **options):
         return _stripped(load_from_string(file.read_bytes()))
 
 
+def read(onnx, name="onnx"):
+    """Return the model of an ONNX file.
+
+    Args:
+      onnx: bytes of the file.
+      name: what its caller calls them.
+
+    Raises:
+      ValueError: if they are none of a file with an input and an operator.
+
+    Example:
+      >>> from dlopt_helpers.lab.models import mlp
+      >>> len(read(export(mlp())).graph.node)
+      5
+    """
+    model = ModelProto()
+    if isinstance(onnx, bytes):
+        with contextlib.suppress(DecodeError):
+            model = load_from_string(onnx)
+    if not (model.graph.input and model.graph.node):
+        raise ValueError(f"{name} is no ONNX file: it must be the bytes that export returns")
+    return model
+
+
 def load(onnx):
     """Return a function that maps a float32 array (n, inputs) to the logits, on one thread.
+
+    Raises:
+      ValueError: if ``onnx`` is no ONNX file's bytes.
 
     Example:
       >>> from dlopt_helpers.lab.models import mlp
@@ -142,6 +178,9 @@ def load(onnx):
 def optimised_ops(onnx):
     """Return the operators that ONNX Runtime really runs, in order, after its own optimisation.
 
+    Raises:
+      ValueError: if ``onnx`` is no ONNX file's bytes.
+
     Example:
       >>> from dlopt_helpers.lab.models import mlp
       >>> optimised_ops(export(mlp()))
@@ -154,6 +193,7 @@ def optimised_ops(onnx):
 
 
 def _session(onnx, **more):
+    read(onnx)
     options = onnxruntime.SessionOptions()
     wanted = {"intra_op_num_threads": 1, "inter_op_num_threads": 1, "log_severity_level": 3, **more}
     for name, value in wanted.items():
@@ -204,5 +244,5 @@ def _drop_notes(message):
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
         elif field.message_type:
-            for part in value if field.is_repeated else [value]:
+            for part in [value] if hasattr(value, "ListFields") else value:  # one message or several
                 _drop_notes(part)

@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 
+from dlopt_helpers._require import refuse, require_whole
+
 
 @contextlib.contextmanager
 def quiet():
@@ -47,14 +49,18 @@ def checked_calibration(calibration, inputs):
     """Return ``calibration`` as float32, once it is sure that ranges can be read from it.
 
     Raises:
-      ValueError: if it is not an array (n, ``inputs``) with n >= 1, has a number that is not finite,
-        or has only one value.
+      ValueError: if ``inputs`` is no whole number >= 1, or ``calibration`` is not an array (n, ``inputs``)
+        with n >= 1, has a number that is not finite, or has only one value.
 
     Example:
       >>> checked_calibration([[0.0, 1.0]], 2).dtype
       dtype('float32')
     """
-    x = np.asarray(calibration)
+    require_whole("inputs", inputs, 1)
+    try:
+        x = np.asarray(calibration)
+    except ValueError:  # lists of several lengths
+        refuse("calibration", calibration, f"an array of numbers, (n, {inputs}) with n >= 1")
     if x.dtype.kind not in "iuf" or x.ndim != 2 or x.shape[1] != inputs or not len(x):
         seen = f"calibration has shape {x.shape} and type {x.dtype}"
         raise ValueError(f"{seen}: it must be an array of numbers, (n, {inputs}) with n >= 1")

@@ -7,7 +7,7 @@ import contourpy
 import numpy as np
 import pandas as pd
 
-from dlopt_helpers._require import require
+from dlopt_helpers._require import refuse, require_kind, require_one, require_whole
 
 FAR = 1e3  # a path that gets this far from the origin will not come back
 _POINTS = 1_200  # in all contour lines of a surface: enough to look smooth, few enough for a page
@@ -52,7 +52,7 @@ def quadratic(kappa=25.0):
       >>> quadratic().value(np.array([3.0, 1.0]))
       17.0
     """
-    require("kappa", kappa, "a finite number >= 1", lambda x: x >= 1)
+    require_one("kappa", kappa, "a finite number >= 1", lambda x: x >= 1)
     curvature = np.array([1.0, kappa])
     return Surface(
         "ill-conditioned bowl",
@@ -70,11 +70,19 @@ def turned(surface, degrees, window):
 
     A rule whose formula treats each coordinate on its own may walk differently there.
 
+    Raises:
+      ValueError: if ``surface`` is no :class:`Surface`, ``degrees`` no number, or ``window`` not as in one.
+
     Example:
       >>> bowl = turned(quadratic(), 90, window=((-1.5, 1.5), (-5.0, 5.0)))
       >>> round(bowl.value(np.array([-1.0, 3.0])), 9)
       17.0
     """
+    require_kind("surface", surface, Surface, "a Surface")
+    require_one("degrees", degrees, "a finite number", lambda _: True)
+    sides = np.shape(window) == (2, 2) and np.asarray(window)
+    if sides is False or sides.dtype.kind not in "iuf" or not np.diff(sides).min() > 0:
+        refuse("window", window, "((x_low, x_high), (y_low, y_high)), each low below its high")
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     return replace(
@@ -165,7 +173,7 @@ def descend(rule, surface, steps=100, noise=0.0, seed=0):
       A path that leaves the disc of radius 1000 ends before, and ``diverged`` is true in all its rows.
 
     Raises:
-      ValueError: if ``steps`` or ``noise`` is negative.
+      ValueError: if ``rule`` or ``surface`` is none, or ``steps``, ``noise`` or ``seed`` out of range.
 
     Example:
       >>> from dlopt_helpers.sgd import SGD
@@ -175,8 +183,11 @@ def descend(rule, surface, steps=100, noise=0.0, seed=0):
       >>> bool(descend(SGD(lr=0.1), quadratic()).diverged.all())  # 0.1 > 2/L = 0.08
       True
     """
-    require("steps", steps, "a whole number >= 0", lambda x: (x >= 0) & (x % 1 == 0))
-    require("noise", noise, "a finite number >= 0", lambda x: x >= 0)
+    if isinstance(rule, type) or not hasattr(rule, "step"):
+        refuse("rule", rule, "a rule, such as SGD(lr=0.1)")
+    require_kind("surface", surface, Surface, "a Surface")
+    steps, seed = require_whole("steps", steps, 0), require_whole("seed", seed, 0)
+    require_one("noise", noise, "a finite number >= 0", lambda x: x >= 0)
     rng, w = np.random.default_rng(seed), np.array(surface.start)
     state, points = rule.init(w), [w]
     for _ in range(steps):
@@ -203,13 +214,14 @@ def contours(surface, levels=10):
       (a number for each line), ``x`` and ``y``; at most 1,500 rows.
 
     Raises:
-      ValueError: if ``levels`` is smaller than 1.
+      ValueError: if ``surface`` is none, or ``levels`` no whole number >= 1.
 
     Example:
       >>> list(contours(quadratic()).columns)
       ['level', 'line', 'x', 'y']
     """
-    require("levels", levels, "a whole number >= 1", lambda x: (x >= 1) & (x % 1 == 0))
+    require_kind("surface", surface, Surface, "a Surface")
+    levels = require_whole("levels", levels, 1)
     x, y = (np.linspace(*side, 201) for side in surface.window)
     lowest = float(surface.value(np.array(surface.minima[0])))
     height = surface.value(np.stack(np.meshgrid(x, y), axis=-1)) - lowest

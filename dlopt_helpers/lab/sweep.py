@@ -4,7 +4,7 @@ import inspect
 import itertools
 import math
 import numbers
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 
 import joblib
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
+from dlopt_helpers._require import refuse, require_function, require_kind, require_option, require_whole
 from dlopt_helpers.lab.data import mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
 from dlopt_helpers.lab.spread import spread
-from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, recorded, tensors
+from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, recorded, require_data, tensors
 from dlopt_helpers.sgd import SGD
 
 STACK = 16  # networks trained at once: fewer waste time on calls, more leave the processor's cache
@@ -36,10 +37,15 @@ def constant(step, steps):
 def cosine(step, steps):
     """Return the factor that falls from 1 along half a cosine and would be 0 after the last step.
 
+    Raises:
+      ValueError: if ``step`` is no whole number in [0, steps], or ``steps`` none >= 1.
+
     Example:
       >>> round(cosine(0, 10), 3), round(cosine(5, 10), 3), round(cosine(9, 10), 3)
       (1.0, 0.5, 0.024)
     """
+    steps = require_whole("steps", steps, 1)
+    require_whole("step", step, 0, steps)
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
@@ -84,7 +90,8 @@ def sweep(
       and the columns of ``train``. A run that diverges ends early and leaves the others alone.
 
     Raises:
-      ValueError: if the grid is empty, or holds an unknown name or a value that is not allowed.
+      ValueError: if an argument is not allowed; if the grid is empty, or holds an unknown name or a value
+        that the rule refuses.
 
     Example:
       >>> from dlopt_helpers.lab.data import digits
@@ -92,9 +99,13 @@ def sweep(
       >>> runs.groupby("lr").loss.last().round(1).to_dict()
       {0.01: 2.3, 0.1: 1.5}
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r} is not allowed: it must be 'float32' or 'float64'")
-    settings, seeds = _settings(grid, rule, model), [int(s) for s in seeds]
+    require_option("dtype", dtype, ("float32", "float64"))
+    require_function("schedule", schedule)
+    steps, every = require_whole("steps", steps, 0), require_whole("every", every, 1)
+    if data is not None:
+        require_data(data)
+    require_kind("seeds", seeds, list | tuple | range | np.ndarray, "a list of whole numbers")
+    settings, seeds = _settings(grid, rule, model), [require_whole("one of seeds", s, 0) for s in seeds]
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
     return _sweep(settings, rule, model, data or mnist1d(), steps, every, seeds, dtype, schedule)
@@ -102,6 +113,11 @@ def sweep(
 
 def _settings(grid, rule, model):
     """Return the combinations of ``grid``, each a dict, after checking every name and value."""
+    require_kind("grid", grid, dict, "a dict from names to values")
+    if not (isinstance(rule, type) and is_dataclass(rule) and hasattr(rule, "step")):
+        refuse("rule", rule, "the class of a rule, such as SGD")
+    if not (callable(model) and "seed" in inspect.signature(model).parameters):
+        refuse("model", model, "a function that takes seed, such as mlp")
     known = [*(f.name for f in fields(rule)), "batch_size", *inspect.signature(model).parameters]
     known.remove("seed")
     if unknown := [name for name in grid if name not in known]:
@@ -112,7 +128,11 @@ def _settings(grid, rule, model):
     if not settings or not grid:
         raise ValueError(f"grid={grid!r} is empty: give at least one name, and a value for each")
     for setting in settings:
-        rule(**_of_rule(setting, rule))
+        try:
+            rule(**_of_rule(setting, rule))
+            require_whole("batch_size", setting.get("batch_size", 64), 1)
+        except ValueError as error:
+            raise ValueError(f"grid holds {setting!r}: {error}") from None
     return settings
 
 

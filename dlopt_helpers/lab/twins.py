@@ -4,6 +4,8 @@ import math
 
 from torch import nn
 
+from dlopt_helpers._require import refuse
+
 
 def keras_twin(model):
     """Return the Keras model that computes what ``model`` does, from the same weights.
@@ -16,7 +18,7 @@ def keras_twin(model):
       model: an ``nn.Sequential`` such as :func:`dlopt_helpers.lab.models.mlp` and ``cnn`` make.
 
     Raises:
-      ValueError: if ``model`` holds any other layer.
+      ValueError: if ``model`` is no ``nn.Sequential`` of at least one layer, or holds any other layer.
 
     Example:
       >>> from dlopt_helpers.lab.models import cnn
@@ -25,6 +27,8 @@ def keras_twin(model):
     """
     import keras
 
+    if not isinstance(model, nn.Sequential) or not len(model):
+        refuse("model", model, "an nn.Sequential of at least one layer")
     twin, weights, flattened = keras.Sequential([keras.Input([_inputs(model[0])])]), [], None
     for name, layer in model.named_children():
         if isinstance(layer, nn.Flatten) and len(twin.output_shape) > 2:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from dlopt_helpers._require import refuse
+
 
 def claim(sentence, condition):
     """Print ``sentence`` with a tick if ``condition`` is true, else raise.
@@ -23,11 +25,16 @@ def claim(sentence, condition):
       >>> claim("Two and two make four.", 2 + 2 == 4)
       ✓ Two and two make four.
     """
-    verdicts = np.asarray(condition)
+    if not (isinstance(sentence, str) and sentence.strip()):
+        refuse("sentence", sentence, "a sentence")
+    try:
+        verdicts = np.asarray(condition)
+    except ValueError:  # lists of several lengths
+        verdicts = np.array(None)
     if verdicts.dtype != bool:
         raise TypeError(f"condition={condition!r} is not allowed: it must be a bool or an array of bools")
-    if not verdicts.size or not sentence.strip():
-        raise ValueError(f"a claim needs a sentence and a verdict, got {sentence!r} and {condition!r}")
+    if not verdicts.size:
+        refuse("condition", condition, "at least one verdict")
     if not verdicts.all():
         share = f" (true in {verdicts.sum()} of {verdicts.size})" if verdicts.size > 1 else ""
         raise AssertionError(f"the claim does not hold{share}: {sentence}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dlopt_helpers._require import refuse, require_function, require_kind, require_one
+
 NOT_ANSWERED = "○ Not answered yet: replace the `...` and run this cell again."
 DRAWS = 5
 
@@ -25,6 +27,9 @@ class Check:
       praise: what the learner may note after a right answer.
       tolerance: relative, with respect to the largest entry of the solution.
 
+    Raises:
+      ValueError: if an argument is not allowed.
+
     Example:
       >>> check_double = Check(lambda x: 2 * x, lambda rng: {"x": rng.normal(size=3)},
       ...                      {"That is the square.": lambda x: x**2}, praise="Twice as much.")
@@ -41,6 +46,15 @@ class Check:
     mistakes: dict = field(default_factory=dict)
     praise: str = ""
     tolerance: float = 1e-6
+
+    def __post_init__(self):
+        require_function("solution", self.solution)
+        require_function("inputs", self.inputs)
+        require_kind("mistakes", self.mistakes, dict, "a dict from hints to functions")
+        if not all(isinstance(hint, str) and callable(f) for hint, f in self.mistakes.items()):
+            refuse("mistakes", self.mistakes, "a dict from hints to functions")
+        require_kind("praise", self.praise, str, "a sentence")
+        require_one("tolerance", self.tolerance, "a finite number >= 0", lambda t: t >= 0)
 
     def __call__(self, answer):
         print(self.judge(answer)[1])
@@ -115,6 +129,10 @@ class Goal(Check):
     """
 
     reached: Callable
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_function("reached", self.reached)
 
     def _flaw(self, draws, given):
         return next(filter(None, (self.reached(g, **d) for g, d in zip(given, draws, strict=True))), "")

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import numbers
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from dlopt_helpers._require import refuse, require_function, require_kind, require_one, require_option
 from dlopt_helpers.page.recurrence import Recurrence
 
 # After Okabe and Ito: told apart where red and green look alike, and strong enough for thin lines. In dark
@@ -125,8 +127,11 @@ class Slider:
 
     def __post_init__(self):
         _check_name(self.name)
-        if self.scale not in ("linear", "log"):
-            raise ValueError(f"scale={self.scale!r} is not allowed: it must be 'linear' or 'log'")
+        _check_text("label", self.label)
+        require_option("scale", self.scale, ("linear", "log"))
+        for name in ("minimum", "maximum", "step"):
+            if getattr(self, name) is not None:
+                require_one(name, getattr(self, name), "a finite number", lambda _: True)
         if (self.minimum is None) != (self.maximum is None):
             raise ValueError(
                 f"slider {self.name!r} has minimum={self.minimum!r} and maximum={self.maximum!r}: "
@@ -134,8 +139,8 @@ class Slider:
             )
         if self.minimum is not None:
             self._check_ends(self.minimum, self.maximum)
-        if self.step is not None and not (math.isfinite(self.step) and self.step > 0):
-            raise ValueError(f"step={self.step!r} is not allowed: it must be a finite number > 0")
+        if self.step is not None:
+            require_one("step", self.step, "a finite number > 0", lambda step: step > 0)
 
     def _check_ends(self, low, high):
         if not -1e100 <= low < high <= 1e100:
@@ -151,6 +156,7 @@ class Slider:
 
     def stops(self, runs):
         """Return the values that the slider can take, in order."""
+        _check_runs(runs)
         if self.name in runs:
             values = sorted(set(_listed(runs[self.name])))
             if not all(isinstance(v, int | float) for v in values):
@@ -209,13 +215,13 @@ class Choice:
 
     def __post_init__(self):
         _check_name(self.name)
-        if self.options is not None and len(self.options) == 0:
-            raise ValueError(
-                f"options={self.options!r} of choice {self.name!r} is not allowed: it must not be empty"
-            )
+        _check_text("label", self.label)
+        if self.options is not None and not (isinstance(self.options, list | tuple) and self.options):
+            refuse("options", self.options, f"a list of at least one value for choice {self.name!r}")
 
     def stops(self, runs):
         """Return the values that can be chosen, in order."""
+        _check_runs(runs)
         if self.options is None and self.name not in runs:
             raise ValueError(
                 f"control {self.name!r} is not allowed: it must be a column of runs "
@@ -270,7 +276,15 @@ class Explorer:
     """
 
     def __init__(self, runs, draw, controls, *, caption, title, compute=None, initial=None):
-        controls = list(controls)
+        if not isinstance(controls, list | tuple) or not all(
+            isinstance(c, Slider | Choice) for c in controls
+        ):
+            refuse("controls", controls, "a list of Slider and Choice")
+        _check_text("caption", caption)
+        _check_text("title", title)
+        require_function("draw", draw)
+        if compute is not None:
+            require_function("compute", compute)
         names = [control.name for control in controls]
         if len(set(names)) < len(names) or not names:
             raise ValueError(
@@ -323,7 +337,12 @@ class Explorer:
         return [(tuple(_listed(rows[self.keys].iloc[0])), _records(rows)) for _, rows in grouped]
 
     def find(self, setting):
-        """Return the rows of a setting as a list of dictionaries, or ``None`` where none are stored."""
+        """Return the rows of a setting as a list of dictionaries, or ``None`` where none are stored.
+
+        Raises:
+          ValueError: if ``setting`` is no dict with a value for each control.
+        """
+        self._check_setting(setting)
         if self._recurrence is not None:
             return _records(self._recurrence(**setting))
         wanted = tuple(setting[name] for name in self.keys)
@@ -331,8 +350,25 @@ class Explorer:
             return self._groups[wanted]
         return next((rows for key, rows in self._groups.items() if all(map(_same, key, wanted))), None)
 
+    def _check_setting(self, setting):
+        if (
+            not isinstance(setting, dict)
+            or not set(setting) <= set(self._controls)
+            or set(self.keys) - set(setting)
+        ):
+            refuse("setting", setting, f"a dict with a value for each of {list(self._controls)}")
+        for name in self.keys:
+            kind = str if any(isinstance(v, str) for v in self.stops[name]) else numbers.Real
+            require_kind(f"setting[{name!r}]", setting[name], kind, f"one as in {self.stops[name]!r}")
+
     def add(self, setting):
-        """Compute the rows of a setting, let them join ``runs``, and return them as :meth:`find` does."""
+        """Compute the rows of a setting, let them join ``runs``, and return them as :meth:`find` does.
+
+        Raises:
+          ValueError: as :meth:`find`, or if ``compute`` is missing or returns other columns.
+        """
+        self._check_setting(setting)
+        require_function("compute", self.compute)
         made = self.compute(**setting)
         if not isinstance(made, pd.DataFrame) or set(made.columns) != set(self.data_columns):
             found = list(made.columns) if isinstance(made, pd.DataFrame) else type(made).__name__
@@ -357,9 +393,10 @@ class Explorer:
             if self.find(setting) is None:
                 setting.update(zip(self.keys, list(self._groups)[len(self._groups) // 2], strict=True))
             return setting
+        require_kind("initial", initial, dict, "a dict from names of controls to values")
         for name, value in initial.items():
             if name not in setting:
-                raise ValueError(f"initial={initial!r} names {name!r}: allowed are {list(setting)!r}")
+                raise ValueError(f"initial={initial!r} names {name!r}: it must be one of {list(setting)!r}")
             setting[name] = self._stop(name, value)
         if self.find(setting) is None:
             raise ValueError(f"initial={initial!r} is not allowed: no run holds {setting!r}")
@@ -410,7 +447,13 @@ class Explorer:
         return spec
 
     def filled(self, width=None):
-        """Return each panel with its data and parameters in place, ready to be drawn."""
+        """Return each panel with its data and parameters in place, ready to be drawn.
+
+        Raises:
+          ValueError: if ``width`` is no number > 0.
+        """
+        if width is not None:
+            require_one("width", width, "a number > 0", lambda w: w > 0)
         values = {**self.setting, "_rows": self.find(self.setting) or [], "_more": []}
         width = width or (560 if len(self.panels) == 1 else 360)
         specs = []
@@ -510,7 +553,12 @@ class Explorer:
 
 
 def write_assets(folder):
-    """Write what a page of explorers needs into ``folder``: vega.js, explorer.js and explorer.css."""
+    """Write what a page of explorers needs into ``folder``: vega.js, explorer.js and explorer.css.
+
+    Raises:
+      ValueError: if ``folder`` is no path.
+    """
+    require_kind("folder", folder, str | Path, "a path")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vega.js").write_text(_bundle(), encoding="utf-8")
@@ -554,10 +602,24 @@ def _png(spec):
 
 
 def _check_name(name):
-    if not name.isidentifier() or name in _RESERVED or name.startswith("_"):
+    if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED or name.startswith("_"):
         raise ValueError(
             f"name={name!r} is not allowed: it must be a word that Vega leaves free, such as 'lr'"
         )
+
+
+def _check_text(name, text):
+    if not (isinstance(text, str) and text.strip()):
+        refuse(name, text, "text")
+
+
+def _check_runs(runs):
+    """Refuse what is no frame or not finite; one without rows, or {}, stands for no stored runs."""
+    require_kind("runs", runs, pd.DataFrame | dict, "a DataFrame")
+    if isinstance(runs, dict) and runs:
+        refuse("runs", runs, "a DataFrame")
+    if len(runs):
+        _check_frame("runs", runs)
 
 
 def _check_frame(name, frame):

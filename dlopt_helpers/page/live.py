@@ -9,6 +9,7 @@ import time
 import altair as alt
 import ipywidgets as widgets
 
+from dlopt_helpers._require import require_kind
 from dlopt_helpers.page import explorer as page
 
 _WIDE = {"description_width": "9.5em"}
@@ -22,6 +23,7 @@ class Live:
     """
 
     def __init__(self, explorer):
+        require_kind("explorer", explorer, page.Explorer, "an Explorer")
         if "google.colab" not in sys.modules:  # Colab keeps widgets in frames that have the network anyway
             alt.JupyterChart.enable_offline()
         self.explorer = explorer

@@ -27,10 +27,16 @@ def setup_cell(repository, version):
       repository: the address of the repository, as in ``_config.yml``.
       version: the version of the package, whose tag is ``v`` and the version.
 
+    Raises:
+      ValueError: if one of both is no text.
+
     Example:
       >>> print(setup_cell("https://github.com/owner/book", "0.1.0").splitlines()[2])
       if importlib.util.find_spec("dlopt_helpers") is None:
     """
+    for name, value in (("repository", repository), ("version", version)):
+        if not (isinstance(value, str) and value.strip()):
+            raise ValueError(f"{name}={value!r} is not allowed: it must be text, as in _config.yml")
     words = [*ON_COLAB_MISSING.split(), f"git+{repository}@v{version}"]
     wanted = textwrap.wrap(" ".join(words), 66, break_on_hyphens=False)
     lines = [" %pip install -q --no-deps", *wanted]

@@ -3,10 +3,12 @@
 import inspect
 import itertools
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
+from dlopt_helpers._require import refuse, require_function, require_kind
 from dlopt_helpers._trace import Trace
 
 # explorer.js knows the operations by their places in this list.
@@ -64,9 +66,15 @@ class Recurrence:
     """
 
     def __init__(self, start, step, row, steps, *, series=None, inputs=None, while_positive=None):
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps={steps!r} is not allowed: it must be a whole number > 0")
-        self.steps, self.series = steps, dict(series or {})
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            refuse("steps", steps, "a whole number > 0")
+        given = {"start": start, "step": step, "row": row, "inputs": inputs, "while_positive": while_positive}
+        for what, function in given.items():
+            if function is not None or what in ("start", "step", "row"):
+                require_function(what, function)
+        series = {} if series is None else series
+        _require_lists("series", series, "a dict from columns to lists of values")
+        self.steps, self.series = steps, dict(series)
         self._functions = {
             "start": start,
             "step": step,
@@ -146,7 +154,14 @@ class Recurrence:
         Args:
           sliders: the names of the numbers that the reader sets.
           choices: the options of each choice by its name.
+
+        Raises:
+          ValueError: if one of both is none of these, or a function asks for what nobody gives.
         """
+        named = isinstance(sliders, Iterable) and not isinstance(sliders, str | bytes | np.ndarray)
+        if not named or not all(isinstance(name, str) for name in sliders):
+            refuse("sliders", sliders, "a list of names")
+        _require_lists("choices", choices, "a dict from names to lists of options")
         formulas, tables, programs, names = {}, {}, [], None
         for options in itertools.product(*choices.values()):
             for run in self._runs:
@@ -184,6 +199,12 @@ class Recurrence:
         )
         columns = [tables[name][: self.steps].reshape(self.steps, -1).T.tolist() for name in sorted(tables)]
         return (start, row, step), list(itertools.chain(*columns)), sorted(seen)[1:]
+
+
+def _require_lists(name, value, allowed):
+    require_kind(name, value, dict, allowed)
+    if not all(isinstance(k, str) and isinstance(v, list | tuple) and len(v) for k, v in value.items()):
+        refuse(name, value, allowed)
 
 
 def _asked(function):

@@ -6,6 +6,8 @@ import textwrap
 
 from IPython.display import Markdown
 
+from dlopt_helpers._require import require_bool
+
 
 def source(thing, docstring=False):
     """Return the source of a class or function as a highlighted block.
@@ -18,12 +20,17 @@ def source(thing, docstring=False):
 
     Raises:
       TypeError: if ``thing`` has no Python source, for example a number or a built-in.
+      ValueError: if ``docstring`` is neither True nor False.
 
     Example:
       >>> print(source(source).data.splitlines()[1])
       def source(thing, docstring=False):
     """
-    code = textwrap.dedent(inspect.getsource(thing))
+    require_bool(docstring=docstring)
+    try:
+        code = textwrap.dedent(inspect.getsource(thing))
+    except TypeError:
+        raise TypeError(f"thing={thing!r} is not allowed: it must be a class, function or method") from None
     if not docstring:
         code = _without_docstrings(code)
     return Markdown(f"```python\n{code.strip()}\n```")

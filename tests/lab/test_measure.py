@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dlopt_helpers.lab import measure
 
@@ -27,6 +28,25 @@ def test_calls():
 def test_refuses(bad):
     with pytest.raises(ValueError, match="a whole number >= 1"):
         measure.ratios(int, int, **bad)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_cuda_before_mps_before_the_processor(monkeypatch, cuda, mps, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert measure.device() == chosen
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_call_is_finished_when_the_device_is(monkeypatch, kind):
+    """What only queues its work looks fast."""
+    done = []
+    monkeypatch.setattr(getattr(torch, kind), "synchronize", lambda: done.append("waited"))
+    measure.finished(lambda: done.append("called"), kind)()
+    assert done == ["called", "waited"]
 
 
 def test_peak_memory_never_falls():
