@@ -864,12 +864,16 @@ WITHOUT = {
         bridges.quantization_keras.QuantizedCall.__call__ bridges.quantization_torch.Quantized.forward
         bridges.quantization_torch.QuantizedInput.__call__ bridges.torch.RuleOptimizer.step
         lab.blocks.Block.forward page.book.setup page.book.code_digest page.book.choose_cache
-        page.book.write_static page.book.complete_page page.book.drop_icon_script""",
+        page.book.write_static page.book.complete_page page.book.drop_icon_script page.book.make_slides""",
     "A part that the functions of its module put in place, after they have looked.": """
         bridges.pruning_torch.Mask bridges.quantization_keras.QuantizedCall
         bridges.quantization_torch.Quantized bridges.quantization_torch.QuantizedInput
         page.explorer.Slider.to_scale page.explorer.Slider.from_scale page.notebooks.keep_claims
-        page.notebooks.main""",
+        lab.memo.in_pieces""",
+    "A tool that make calls works on files: its own tests give it wrong ones.": """
+        page.fork.fork page.fork.forked page.fork.main page.handouts.handouts page.handouts.main
+        page.notebooks.linked page.notebooks.main page.slides.tagged page.slides.to_html
+        page.slides.write_slides""",
     "Whatever it is given is right, or is for the functions that it was made of.": """
         lab.sweep.constant page.recurrence.Recurrence.__call__
         page.explorer.shown page.exercises.Check.__call__ page.exercises.Check.judge""",
