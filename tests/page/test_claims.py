@@ -24,7 +24,17 @@ def test_a_measured_number_is_no_verdict(condition):
         claim("Accuracy is above 90 %.", condition)
 
 
-@pytest.mark.parametrize(("sentence", "condition"), [("", True), ("Nothing was tried.", np.array([], bool))])
-def test_nothing_to_judge(sentence, condition):
-    with pytest.raises(ValueError, match="needs a sentence and a verdict"):
+@pytest.mark.parametrize(
+    ("sentence", "condition", "message"),
+    [
+        ("", True, "sentence='' is not allowed: it must be a sentence"),
+        (
+            "Nothing was tried.",
+            np.array([], bool),
+            "condition=.* is not allowed: it must be at least one verdict",
+        ),
+    ],
+)
+def test_nothing_to_judge(sentence, condition, message):
+    with pytest.raises(ValueError, match=message):
         claim(sentence, condition)
