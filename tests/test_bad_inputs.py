@@ -18,8 +18,8 @@ from valid_calls import A_TORCH, CALLS, WITHOUT
 
 import dlopt_helpers
 
-ROOMS = ("chapters", "doctor")  # charts over rows of the book's own, and a check that takes no arguments
-ALLOWED = re.compile(r"\b(must|give|needs?|only|should|make|use|is for|have|takes|at least|can be|remove)\b")
+ROOMS = ("chapters", "doctor")  # not looked at: charts over the book's own rows, and the set-up check
+ALLOWED = re.compile(r"\b(must|give|needs?|only|should|use|remove)\b")
 SLOW = (
     "bridges",
     "lab.deployed",
@@ -32,7 +32,7 @@ SLOW = (
     "page.live",
 )
 # Their own tests call them, and they take seconds.
-ELSEWHERE = ("lab.deployed.measured", "page.explorer.write_assets", "pipeline.run")
+ELSEWHERE = ("lab.deployed.measured", "lab.deployed.memory", "page.explorer.write_assets", "pipeline.run")
 # They change what they are given, where it is allowed.
 IN_PLACE = ("prune", "make_permanent", "quantize_in_training", "distillation_step", "train", "add")
 IN_PLACE += ("add_param_group", "load_state_dict")
@@ -167,7 +167,7 @@ def apart(tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(set(CALLS) - set(ELSEWHERE)))
 def test_what_is_allowed_works(name):
-    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 12)
+    @settings(fixed, max_examples=1 if name.startswith(SLOW) else 5)
     @given(st.data())
     def check(data):
         arguments = example(name, data)
@@ -183,7 +183,7 @@ def test_what_is_allowed_works(name):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_what_is_not_allowed_is_refused(name, argument):
-    @settings(fixed, max_examples=8 if name.startswith(SLOW) else 15)
+    @settings(fixed, max_examples=5 if name.startswith(SLOW) else 8)
     @given(st.data())
     def check(data):
         arguments = example(name, data) | {argument: drawn(data, CALLS[name][argument].bad, "bad")}

@@ -46,7 +46,7 @@ from dlopt_helpers.structure import Cost
 # --- kinds of this book ------------------------------------------------------------------------------
 
 count = whole(1)
-positive = number(0, without=[0])
+positive = number(0.01)._replace(bad=number(0, without=[0]).bad)
 rates = number(0, arrays=True)
 memory = Kind(number(0, 0.9, arrays=True).good, number(0, 1, without=[1], arrays=True).bad)  # in [0, 1)
 inner = Kind(number(0.1, 0.9, arrays=True).good, number(0, 1, without=[0, 1], arrays=True).bad)  # in (0, 1)
