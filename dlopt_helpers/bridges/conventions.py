@@ -246,8 +246,8 @@ def as_convention(rule, convention):
         rules = ", ".join(known.__name__ for known in _FORMULAS["torch"])
         conventions = " or ".join(map(repr, _FORMULAS))
         raise ValueError(
-            f"there is no rule {type(rule).__name__} in convention={convention!r}: "
-            f"it must be one of {rules} in {conventions}"
+            f"there is no {type(rule).__name__} in convention={convention!r}: "
+            f"rule must be one of {rules} in {conventions}"
         )
     return formula(**asdict(rule))
 
