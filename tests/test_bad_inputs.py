@@ -183,7 +183,7 @@ def test_what_is_allowed_works(name):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_what_is_not_allowed_is_refused(name, argument):
-    @settings(fixed, max_examples=6 if name.startswith(SLOW) else 12)
+    @settings(fixed, max_examples=5 if name.startswith(SLOW) else 8)
     @given(st.data())
     def check(data):
         arguments = example(name, data) | {argument: drawn(data, CALLS[name][argument].bad, "bad")}
