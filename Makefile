@@ -32,7 +32,7 @@ SPREAD := DLOPT_JOBS=1 $(BIN)/pytest -n $(shell echo $$(($(CORES) < 4 ? $(CORES)
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help book serve lab test lint claims lock mutants colab pythons bench bundle exercises slides fork clean _build
+.PHONY: help book serve lab test lint again claims lock mutants colab pythons bench bundle exercises slides fork clean _build
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -109,6 +109,13 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 	@$(MAKE) --no-print-directory $(READY)
 	@$(BIN)/python tests/licences.py >_build/lock/new
 	@mv _build/lock/new LICENSES/dependencies.md
+
+again: _build ## build the book once more, from nothing, and compare the pages
+	$(call say,Training and building anew)
+	@rm -rf _build/again
+	@DLOPT_CACHE=$(CURDIR)/_build/again/kept $(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going --quiet \
+	  --path-output _build/again
+	@$(BIN)/python tests/reproduce.py $(BOOK) _build/again/_build/html
 
 mutants: $(READY) ## plant famous faults, see which test catches each (JOBS=2 at once)
 	@$(OFFLINE) $(BIN)/python tests/mutants.py
