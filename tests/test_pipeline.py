@@ -520,6 +520,7 @@ def test_a_row_can_be_the_start_of_another_run(tmp_path, quick):
 
 def test_a_file_of_another_class_is_not_loaded(tmp_path):
     (tmp_path / "key").mkdir()
+    (tmp_path / "key" / "row.json").touch()
     torch.save({"model": nn.Sequential(nn.Dropout())}, tmp_path / "key" / "model.pt")
     with pytest.raises(pickle.UnpicklingError, match="Dropout"):
         load(tmp_path, "key")

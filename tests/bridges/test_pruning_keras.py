@@ -163,9 +163,9 @@ def refusal(net, call):
     ("name", "mask", "message"),
     [
         ("x", MASK, "'x', which is unknown: it must be one of a, b"),
-        ("b", MASK, r"mask of 'b' has shape (4, 5): it must be (5, 4)"),
-        ("b", np.full((5, 4), 0.5), "mask of 'b' has entries other than 0 and 1"),
-        ("b", np.full((5, 4), np.nan), "mask of 'b' has entries other than 0 and 1"),
+        ("b", MASK, r"masks['b'] has shape (4, 5): it must be (5, 4)"),
+        ("b", np.full((5, 4), 0.5), "masks['b'] has entries other than 0 and 1"),
+        ("b", np.full((5, 4), np.nan), "masks['b'] has entries other than 0 and 1"),
         ("b", np.ones((5, 4)), "kernel of 'b' holds a number that is not finite"),
     ],
 )

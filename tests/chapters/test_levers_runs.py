@@ -107,6 +107,7 @@ def test_times_are_ratios_to_the_combination_without_levers(tmp_path, monkeypatc
     monkeypatch.setattr(trainings, "training_time", lambda combination: 0.5)
     for key, hidden in (("large", 512), ("small", 8)):
         (tmp_path / key).mkdir()
+        (tmp_path / key / "row.json").touch()
         (tmp_path / key / "model.onnx").write_bytes(trainings.onnxrt.export(mlp(hidden=hidden)))
     rows = pd.DataFrame([{**OFF, "seed": 0, "key": "large"}, {**on("pruning"), "seed": 0, "key": "small"}])
     rows = rows.astype({lever: int for lever in trainings.LEVERS})
