@@ -19,7 +19,6 @@ from dlopt_helpers._require import (
     refuse,
     require,
     require_array,
-    require_function,
     require_kind,
     require_one,
     require_whole,
@@ -264,7 +263,8 @@ def least_squares(x, bits, scheme=symmetric, axis=None):
       >>> float(min_max(x)[1]), round(float(high), 3)
       (10.0, 0.875)
     """
-    require_function("scheme", scheme, "symmetric or affine")
+    if scheme is not symmetric and scheme is not affine:
+        refuse("scheme", scheme, "symmetric or affine")
     low, high = min_max(x, axis)
     over = {"axis": _others("x", x, axis), "keepdims": axis is not None}
     best, least = 0 * high + 1, None
