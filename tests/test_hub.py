@@ -81,6 +81,14 @@ def test_the_server_to_order_holds_thirty():
     assert 1_000 * each == megabytes(VALUES["singleuser"]["memory"]["limit"])
 
 
+def test_the_wait_of_thirty_is_the_measured_one():
+    rows = [f"{kind}: seconds of one core, median" for kind in ("kernel", "server")]
+    minutes = 30 * hub().iloc[:, -1].loc[rows].astype(float).sum() / 60
+    said = re.search(r"need (\d+) minutes of one, which is (\d+) to (\d+) on eight", PAGE)
+    one, least, most = map(int, said.groups())
+    assert one == round(minutes) and least <= minutes / 8 <= most
+
+
 # --- the recipes -------------------------------------------------------------------------------------
 
 
