@@ -78,7 +78,7 @@ def saved(model, x, y):
 
     def pack(tensor):
         kept[tensor.data_ptr()] = tensor.numel() if tensor.is_floating_point() else 0
-        return tensor
+        return tensor.detach()
 
     held = {p.data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

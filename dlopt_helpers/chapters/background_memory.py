@@ -50,7 +50,9 @@ def kept_storages(model, x, y, forward=None):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor  # so that the array lives on, and no other gets its address
+        # The array lives on, so that no other gets its address. The tensor itself would hold the graph, and
+        # the graph the tensor: neither would ever be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = cross_entropy((forward or model)(x), y)

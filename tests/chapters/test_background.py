@@ -1,6 +1,8 @@
 """What chapter 1 shows: famous networks, the memory of training, and the rows behind its explorers."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -95,6 +97,15 @@ def test_two_tensors_that_share_an_array_count_once():
     x, y = memory.a_batch(2)
     kept = memory.kept_storages(mlp(), x, y)
     assert sorted(kept.values()) == sorted([4 * 80, 4 * 200, 4 * 200, 4 * 20, 16, 4])
+
+
+def test_what_was_measured_is_freed():
+    model = mlp()
+    assert memory.kept_bytes(model, *memory.a_batch(2)) > 0
+    weights = weakref.ref(next(model.parameters()))
+    del model
+    gc.collect()
+    assert weights() is None
 
 
 def test_mixed_training_steps_on_the_copy():
