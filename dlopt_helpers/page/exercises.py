@@ -96,11 +96,13 @@ class Check:
 
     def _flaw(self, draws, given):
         """Return the hint for a mistake that is not among the usual ones, or "" for a right answer."""
-        if self._matches(self.solution, draws, given):
-            return ""
-        example = ", ".join(f"{name}={_short(value)}" for name, value in draws[0].items())
-        expected = self.solution(**copy.deepcopy(draws[0]))
-        return f"Not yet. For {example} the result is {_short(expected)}, not {_short(given[0])}."
+        for draw, result in zip(draws, given, strict=True):
+            right = self.solution(**copy.deepcopy(draw))
+            if not _agree(result, right, self.tolerance):
+                example = ", ".join(f"{name}={_short(value)}" for name, value in draw.items())
+                expected, found = _told_apart(right, result)
+                return f"Not yet. For {example} the result is {expected}, not {found}."
+        return ""
 
     def _matches(self, function, draws, given):
         return all(
@@ -159,10 +161,21 @@ def _agree(a, b, tolerance):
     return a.shape == b.shape and bool(np.all(np.abs(a - b) <= tolerance * scale))
 
 
-def _short(value):
+def _told_apart(*values):
+    """Return the values in words, with as many digits as it takes to see that they differ."""
+    for digits in (3, 6, 17):
+        words = [_short(value, digits) for value in values]
+        if len(set(words)) == len(words):
+            break
+    return words
+
+
+def _short(value, digits=3):
+    if isinstance(value, str):
+        return repr(value)
     if isinstance(value, tuple | list):
-        return "(" + ", ".join(map(_short, value)) + ")"
+        return "(" + ", ".join(_short(part, digits) for part in value) + ")"
     try:
-        return np.array2string(np.asarray(value, dtype=float), precision=3, separator=", ")
+        return np.array2string(np.asarray(value, dtype=float), precision=digits, separator=", ")
     except (TypeError, ValueError):
         return repr(value)

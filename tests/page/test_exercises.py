@@ -1,4 +1,5 @@
 import itertools
+import re
 import zlib
 
 import numpy as np
@@ -73,6 +74,22 @@ def test_an_answer_has_to_agree_on_every_draw(first, later):
     calls = itertools.count()
     verdict, line = check.judge(lambda x: (later if next(calls) else first)(x))
     assert verdict is False and line.startswith("✗ Not yet")  # and not the hint of the swapped
+
+
+@pytest.mark.parametrize("first, later", [(mean_and_spread, swap), (swap, mean_and_spread)])
+def test_the_hint_shows_a_draw_on_which_the_answer_is_wrong(first, later):
+    calls = itertools.count()
+    line = check.judge(lambda x: (later if next(calls) else first)(x))[1]
+    right, found = re.search(r"the result is (.*), not (.*)\.$", line).groups()
+    assert right != found
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 1e-7, 1 + 1e-12])
+def test_the_hint_shows_as_many_digits_as_it_takes(factor):
+    third = Check(lambda: 1 / 3, lambda rng: {}, tolerance=0)
+    line = third.judge(lambda: factor / 3)[1]
+    right, found = re.search(r"the result is (.*), not (.*)\.$", line).groups()
+    assert right != found and right.startswith("0.333") and found.startswith("0.333")
 
 
 def test_inputs_are_fresh():
