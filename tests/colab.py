@@ -60,10 +60,10 @@ def main(patterns):
     print(f"{'chapter':24} {'cells':>5} {'widgets':>7} {'seconds':>7} {'peak memory':>12}  verdict")
     wrong = []
     for path in named(patterns):
-        start = time.perf_counter()
+        stored, start = nbformat.read(path, as_version=4), time.perf_counter()
         notebook, found = run(path)
         seconds = time.perf_counter() - start
-        found += faults(notebook, nbformat.read(path, as_version=4), pins())
+        found += faults(notebook, stored, pins())
         cells = sum(bool(cell.get("execution_count")) for cell in notebook.cells)
         memory = (_state(notebook.cells[-1]) or {"memory": float("nan")})["memory"]
         counts = f"{cells:5} {len(explorers(notebook)):7} {seconds:7.0f} {memory:9.0f} MB"
