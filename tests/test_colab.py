@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_project import PROJECT
 
+import dlopt_helpers
 from dlopt_helpers.page.notebooks import CHECKED, ON_COLAB_MISSING
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "chapters").glob("*.ipynb"))
@@ -32,6 +33,13 @@ def test_colab_has_what_the_package_needs_or_set_up_installs_it(requirement):
     wanted = Requirement(requirement)
     has = colab.pins().get(canonicalize_name(wanted.name))
     assert canonicalize_name(wanted.name) in MISSING if has is None else wanted.specifier.contains(has)
+
+
+def test_no_query_takes_a_slice():
+    # pandas 2.2, which Colab has, evaluates `@names[0]` within a query, and refuses `@names[1:]`.
+    sources = [*Path(dlopt_helpers.__file__).parent.rglob("*.py"), *CHAPTERS]
+    found = [p.name for p in sources if re.search(r"\.(query|eval)\(.*@\w+\[[^]]*:", p.read_text())]
+    assert not found
 
 
 # --- the set-up cell ---------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def rank_explorer(runs, speeds):
     sigma = singular_values(layer_weights()).numpy()
     values = pd.DataFrame({"number": np.arange(1, len(sigma) + 1), "sigma": sigma}).round(4)
     before = singular_values(layer_weights(trained=False))[0].item()
-    controls = _accuracies(runs[runs.way.isin(WAYS[2:])]).query("way in @WAYS[2:]")
+    controls = _accuracies(runs[runs.way.isin(WAYS[2:])])
     whole = runs[runs.way == "dense"].accuracy.mean()
 
     def draw(runs, chosen):
