@@ -1,9 +1,8 @@
-"""Seconds and peak memory of each chapter's kernel, with and without results on disk.
+"""Seconds of each chapter's kernel, the first time and again, and its peak memory.
 
-Run from the repository root: python benchmarks/chapters.py [--kept] [--store] [CHAPTER ...]
+Run from the repository root: python benchmarks/chapters.py [--store] [CHAPTER ...]
 
-With --kept it runs each chapter once, with the results that this machine has kept: minutes, not hours. With
---store the memory becomes that of workshop/room.md.
+With --store the figures become those of workshop/room.md.
 """
 
 import argparse
@@ -31,10 +30,17 @@ def run(path):
     return time.perf_counter() - start, float(notebook.cells[-1].outputs[0].text)
 
 
-def store(peaks):
-    """Write peaks of memory over those of the same chapters that were stored before."""
-    old = pd.read_csv(STORED, index_col="chapter")["MB"] if STORED.exists() else {}
-    pd.Series(dict(old) | peaks, name="MB").rename_axis("chapter").sort_index().to_csv(STORED)
+def measured(path):
+    """Return the row of a chapter, of two kernels with a folder of results that is empty at first."""
+    with tempfile.TemporaryDirectory() as os.environ["DLOPT_CACHE"]:
+        (first, memory), (again, later) = run(path), run(path)
+    return {"first time, s": round(first), "again, s": round(again), "memory, MB": round(max(memory, later))}
+
+
+def store(name, row):
+    """Write a chapter's row over the one that was stored before."""
+    old = pd.read_csv(STORED, index_col="chapter").T.to_dict() if STORED.exists() else {}
+    pd.DataFrame(old | {name: row}).T.rename_axis("chapter").sort_index().to_csv(STORED)
 
 
 def main():
@@ -42,21 +48,15 @@ def main():
     parser.add_argument(
         "chapter", nargs="*", help="name of a file in chapters/, without .ipynb; by default all"
     )
-    parser.add_argument("--kept", action="store_true", help="run once, with the results kept on this machine")
-    parser.add_argument("--store", action="store_true", help="make the memory that of workshop/room.md")
+    parser.add_argument("--store", action="store_true", help="make the figures those of workshop/room.md")
     options = parser.parse_args()
     if unknown := set(options.chapter) - set(CHAPTERS):
         parser.error(f"chapter {', '.join(sorted(unknown))} is not allowed: one of {', '.join(CHAPTERS)}")
-    print(f"{'chapter':24} {'first':>8} {'again':>8}  peak memory")
     for name in options.chapter or CHAPTERS:
-        with tempfile.TemporaryDirectory() as cache:
-            if not options.kept:
-                os.environ["DLOPT_CACHE"] = cache
-            first = "" if options.kept else f"{run(CHAPTERS[name])[0]:.0f} s"
-            again, memory = run(CHAPTERS[name])
-        print(f"{name:24} {first:>8} {again:6.0f} s {memory:8.0f} MB", flush=True)
+        row = measured(CHAPTERS[name])
+        print(f"{name:24}", *(f"{what} {value}".ljust(20) for what, value in row.items()), flush=True)
         if options.store:
-            store({name: round(memory)})
+            store(name, row)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def megabytes(text):
 
 @functools.cache
 def kernels():
-    return pd.read_csv(HUB / "kernels.csv", index_col="chapter")["MB"]
+    return pd.read_csv(HUB / "kernels.csv", index_col="chapter")["memory, MB"]
 
 
 @functools.cache
@@ -65,6 +65,14 @@ def script(name):
 def test_every_chapter_was_measured_and_fits():
     assert list(kernels().index) == sorted(path.stem for path in (ROOT / "chapters").glob("*.ipynb"))
     assert kernels().max() < 1_500
+
+
+def test_the_plans_say_how_long_chapters_take():
+    table = pd.read_csv(HUB / "kernels.csv", index_col="chapter")
+    plans = (ROOT / "workshop/plans.md").read_text(encoding="utf-8")
+    assert "up to three minutes on one processor core, the later ones about one" in plans
+    assert 120 < table["first time, s"].max() < 180 and 30 < table["again, s"].max() < 90
+    assert "a quarter of an hour" in PAGE and 600 < table["first time, s"].sum() < 1_200
 
 
 def test_limits_hold_a_kernel_and_its_server():

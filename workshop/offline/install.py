@@ -1,7 +1,6 @@
 """Sets up the book in the folder of this file, without a network: python3 install.py"""
 
 import platform
-import shutil
 import subprocess
 import sys
 import venv
@@ -17,7 +16,7 @@ def kind():
 
 
 def main():
-    """Install the packages, copy the kept results, and return the exit code of the set-up check."""
+    """Install the packages and return the exit code of the set-up check."""
     with LOCK.open(encoding="utf-8") as lock:
         wanted = lock.readline().removeprefix("# For ").strip()
     if kind() != wanted:
@@ -40,9 +39,6 @@ def main():
     ]
     if subprocess.run(pip).returncode:
         return "Not installed: pip says above what is wrong."
-    ask = "from dlopt_helpers.lab.memo import cache_dir; print(cache_dir())"
-    kept = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
-    shutil.copytree(HERE / "results", kept, dirs_exist_ok=True)
     return subprocess.run([python, "-m", "dlopt_helpers.doctor"]).returncode
 
 

@@ -13,7 +13,6 @@ from browser import chromium
 from install import kind
 
 import dlopt_helpers
-from dlopt_helpers.lab import memo, sweep
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -28,16 +27,13 @@ LOOPBACK = (
 
 
 def pack(folder):
-    """Fill a folder with the book, the notebooks, the packages and what has been trained."""
+    """Fill a folder with the book, the notebooks and the packages."""
     for source, target in FOLDERS.items():
         shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns(".*", "*.pickle"))
     for path in (HERE / "README.txt", HERE / "install.py", ROOT / "LICENSE"):
         shutil.copy(path, folder)
     _wheels(folder / "wheels")
     (folder / "requirements.lock").write_text(_lock(folder / "wheels"), encoding="utf-8")
-    (folder / "results").mkdir()
-    for name in sorted(_valid() & {path.name for path in memo.cache_dir().iterdir()}):
-        shutil.copytree(memo.cache_dir() / name, folder / "results" / name)
 
 
 def _wheels(folder):
@@ -69,16 +65,6 @@ def _lock(wheels):
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         lines.append(f"{name}=={version} --hash=sha256:{digest}")
     return "\n".join(lines) + "\n"
-
-
-def _valid():
-    """Return the names of the folders of results that the present code reads.
-
-    Those of chapter 2's trainings are left out: half a gigabyte, and the chapter reads its stored table.
-    """
-    files = [path for path in memo._PACKAGE.rglob("*.py") if "page" not in path.parts]
-    digests = [memo.source_digest(*more, file) for file in files for more in ((), (sweep.__file__,))]
-    return {"pipeline", *(digest[:16] for digest in digests)}
 
 
 def alone(*command, **more):
