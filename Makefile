@@ -13,7 +13,8 @@ COLAB := _build/colab/base
 SUBJECT := $(filter-out doctor pipeline,$(patsubst dlopt_helpers/%.py,%,$(wildcard dlopt_helpers/[a-z]*.py)))
 PURE = $(foreach name,$(SUBJECT),dlopt_helpers/$(name).py tests/test_$(name).py) tests/test_trace.py \
   $(foreach name,claims exercises explorer recurrence source,tests/page/test_$(name).py) \
-  tests/test_project.py::test_import_loads_no_framework
+  tests/test_project.py::test_import_loads_no_framework \
+  tests/lab/test_published.py::test_each_line_is_of_this_code
 # One thread: small networks gain nothing from two. No colours, bars or notes of the frameworks in logs.
 export OMP_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
@@ -74,7 +75,7 @@ test: $(READY) ## run every check, from lint to the built pages
 	$(call say,Tests of the package and the notebooks and the built pages)
 	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(SPREAD)
 	$(call say,Chapters in fresh kernels)
-	@$(OFFLINE) TQDM_DISABLE=1 $(SPREAD) --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
+	@$(OFFLINE) TQDM_DISABLE=1 DLOPT_TRAIN=$(or $(DLOPT_TRAIN),never) $(SPREAD) --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
 	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
 
@@ -84,8 +85,11 @@ exercises: $(READY) ## write the exercises of each chapter as notebooks, to answ
 slides: $(READY) ## make the slides anew from the book as it was built
 	@$(BIN)/python -m dlopt_helpers.page.slides
 
-claims: $(READY) ## execute the chapters, store the outputs that claims make and no others
-	@$(OFFLINE) TQDM_DISABLE=1 $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
+claims: $(READY) ## execute the chapters, store what they train and what their claims print
+	@rm -rf _build/noted
+	@$(OFFLINE) TQDM_DISABLE=1 DLOPT_NOTED=$(CURDIR)/_build/noted \
+	  $(BIN)/python -m dlopt_helpers.page.notebooks chapters/*.ipynb
+	@$(BIN)/python -m dlopt_helpers.lab.published _build/noted
 
 # Of torch the wheel that pip takes here may be another than those of the index: its hash is added. The packages
 # that torch's CUDA build wants are left out; see postBuild.
@@ -113,7 +117,7 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 again: _build ## build the book once more, from nothing, and compare the pages
 	$(call say,Training and building anew)
 	@rm -rf _build/again
-	@DLOPT_CACHE=$(CURDIR)/_build/again/kept $(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going --quiet \
+	@DLOPT_TRAIN=always DLOPT_CACHE=$(CURDIR)/_build/again/kept $(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going --quiet \
 	  --path-output _build/again
 	@$(BIN)/python tests/reproduce.py $(BOOK) _build/again/_build/html
 

@@ -1,8 +1,9 @@
 """Plant famous faults one by one, and see which test catches each: ``make mutants``.
 
 A fault of ``mutants.toml`` is a patch of one module's source: a text that occurs there once, and what stands
-in its place. It is made in memory, while a process of its own imports the module; no file changes. Results
-that tests keep go to a folder of that process, for the faulty code has the key of the right one.
+in its place. It is made in memory, while a process of its own imports the module; no file changes. The faulty
+code has the key of the right one: so nothing published is taken, and what tests keep goes to a folder of that
+process.
 
 A fault is caught if a test fails that passes without it. Whatever else happens is an error: it survives, its
 text is gone or comes twice, its module does not load, or the tests do not load its module. Processes that a
@@ -136,7 +137,7 @@ def _run_tests(send, folder, tests, fault):
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     os.environ |= {"DLOPT_CACHE": f"{folder}/cache", "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/hypothesis"}
-    os.environ |= {"DLOPT_JOBS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ |= {"DLOPT_TRAIN": "always", "DLOPT_JOBS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.chdir(ROOT)
     # The same draws each time, and no failure because a machine is busy.
     calm = {"derandomize": True, "deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -86,6 +86,16 @@ def test_imports_are_declared():
                 assert known or {_plain(o) for o in owners[top]} & declared, f"{path.name} imports {top}"
 
 
+def test_data_files_are_installed():
+    globs, found = PROJECT["tool"]["setuptools"]["package-data"], set()
+    for path in (ROOT / "dlopt_helpers").rglob("*.*"):
+        if path.suffix not in (".py", ".pyc"):
+            package = ".".join(path.relative_to(ROOT).parent.parts)
+            assert any(path.match(glob) for glob in globs.get(package, [])), path
+            found.add(path.suffix)
+    assert {".csv", ".jsonl", ".js"} <= found
+
+
 def test_environment_installs_the_lock():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     script = (ROOT / "postBuild").read_text()

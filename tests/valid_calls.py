@@ -599,6 +599,12 @@ CALLS = {
             values(__file__, bad=["/nowhere.py"])._replace(bad=st.sampled_from([None, 3, "a", ()])), [(1,)]
         )
     },
+    "lab.memo.code_digest": {
+        "files": several(
+            values(__file__, bad=["/nowhere.py"])._replace(bad=st.sampled_from([None, 3, "a", ()])), [(1,)]
+        )
+    },
+    "lab.published.published": {"function": made(lambda: draw)},
     "lab.memo.memoise": {"function": made(lambda: draw)},
     "lab.models.mlp": {
         "inputs": count,
@@ -869,11 +875,11 @@ WITHOUT = {
         bridges.pruning_torch.Mask bridges.quantization_keras.QuantizedCall
         bridges.quantization_torch.Quantized bridges.quantization_torch.QuantizedInput
         page.explorer.Slider.to_scale page.explorer.Slider.from_scale page.notebooks.keep_claims
-        lab.memo.in_pieces""",
+        lab.memo.in_pieces lab.memo.sources""",
     "A tool that make calls works on files: its own tests give it wrong ones.": """
         page.fork.fork page.fork.forked page.fork.main page.handouts.handouts page.handouts.main
         page.notebooks.linked page.notebooks.main page.slides.tagged page.slides.to_html
-        page.slides.write_slides""",
+        page.slides.write_slides lab.published.publish""",
     "Whatever it is given is right, or is for the functions that it was made of.": """
         lab.sweep.constant page.recurrence.Recurrence.__call__
         page.explorer.shown page.exercises.Check.__call__ page.exercises.Check.judge""",

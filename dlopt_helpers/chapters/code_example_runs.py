@@ -15,7 +15,7 @@ import torch
 from dlopt_helpers._require import require
 from dlopt_helpers.adam import Adam
 from dlopt_helpers.code_example import Alternating, binary_cross_entropy, forward
-from dlopt_helpers.lab.memo import memoise
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import batches, one_thread, recorded
 from dlopt_helpers.sgd import SGD
@@ -161,7 +161,7 @@ def _together(calls, what):
 # --- random labels ----------------------------------------------------------------------------------
 
 
-@memoise
+@published
 def _memorised(share, units, seeds):
     rows, _ = train(article(), [(seed, share) for seed in seeds], LONG, every=50, units=units)
     return rows.assign(units=units)
@@ -208,7 +208,7 @@ WAYS = {
 }
 
 
-@memoise
+@published
 def _alternated(way, share, seeds):
     rows, lengths = train(WAYS[way], [(seed, share) for seed in seeds], STEPS, every=50)
     last = rows.step == STEPS
@@ -231,7 +231,7 @@ def alternated():
 # --- an epoch -----------------------------------------------------------------------------------------
 
 
-@memoise
+@published
 def _epochs(share, seeds):
     per_epoch = EXAMPLES // BATCH
     rule, runs = article(every=per_epoch), [(seed, share) for seed in seeds]
@@ -260,7 +260,7 @@ def against_the_mean(p, y):
 LOSSES = {"right": binary_cross_entropy, "broadcast": against_the_mean}
 
 
-@memoise
+@published
 def _broadcast(name, seeds):
     runs = [(seed, 0.0) for seed in seeds]
     return train(article(), runs, 1_000, every=50, loss=LOSSES[name])[0].assign(way=name)
@@ -287,7 +287,7 @@ def _rules(turns, lr_sgd, lr_adam):
     return SGD(lr_sgd) if turns == "SGD alone" else Adam(lr_adam)
 
 
-@memoise
+@published
 def _grid(turns, share, seeds):
     rates = list(itertools.product(LR_SGD, LR_ADAM))
     # An optimiser that makes no step needs no second rate.

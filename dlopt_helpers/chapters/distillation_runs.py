@@ -20,6 +20,7 @@ from dlopt_helpers.distillation import cross_entropy, distillation_loss, hint_lo
 from dlopt_helpers.lab.data import fresh_test, mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import cnn, mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.sweep import cosine
@@ -197,7 +198,7 @@ def _lesson(y, z, temperature, alpha, rate, factor=True):
     return Lesson(y, z, float(temperature), alpha, rate * scale)
 
 
-@memoise
+@published
 def _taught(student, network, labels, seed, temperatures, alphas, kinds):
     x, y = _examples(labels)
     z = _teacher_logits(network, labels, seed, x)
@@ -230,7 +231,7 @@ def taught(
     return pd.concat(spread(jobs, "students"), ignore_index=True)
 
 
-@memoise
+@published
 def _decayed(labels, seed):
     x, y = _examples(labels)
     z = _teacher_logits("cnn64", labels, seed, x)
@@ -268,7 +269,7 @@ def _labels_and_hints(student, hints, labels, temperature, alpha):
     return cross_entropy(student[..., :10], labels) + alpha * hint_loss(student[..., 10:], hints[..., 10:])
 
 
-@memoise
+@published
 def _hinted(labels, seed):
     x, y = _examples(labels)
     hints = logits(_teacher_of("cnn64", labels, seed)[:-1], x).numpy()
@@ -289,7 +290,7 @@ def hinted(labels=1_000):
 # --- with examples that nobody labelled ------------------------------------------------------------
 
 
-@memoise
+@published
 def _transferred(labels, unlabelled, seed):
     x, y = _examples(labels)
     more = fresh_test(max(UNLABELLED), seed=3)
@@ -324,7 +325,7 @@ def best_bias(logits, labels):
     return biases[np.argmax([((logits + b * shift).argmax(1) == labels).mean() for b in biases])]
 
 
-@memoise
+@published
 def _omitted(seed):
     x, y = (a[mnist1d().y_train != OMITTED] for a in mnist1d()[:2])
     z = _teacher_logits("cnn64", 4_000, seed, x)
@@ -362,7 +363,7 @@ def _squared_error(student, target, labels, temperature, alpha):
     return ((student - target) ** 2).mean()
 
 
-@memoise
+@published
 def _error_told(seed):
     x, y = _examples(4_000)
     error = soften(_teacher_logits("cnn64", 4_000, seed, x)) - np.eye(10, dtype="float32")[y]

@@ -38,14 +38,15 @@ def table(rows, times=True):
     """Return runs as the chapter shows them: a row per recipe and stage, means over seeds.
 
     Args:
-      rows: of :func:`stored_runs` or :func:`~dlopt_helpers.chapters.pipeline_runs.made`.
+      rows: of :func:`stored_runs` or, without times, of :func:`~dlopt_helpers.chapters.pipeline_runs.bar`.
       times: whether to show how many times as fast as the start a network answers.
     """
     runs = rows.groupby(RUN, sort=False)
     rows = rows.assign(smaller=runs.bytes.transform("first") / rows.bytes)
     rows = rows.assign(what=[in_words(text) for text in rows.settings])
     of = rows.groupby(["recipe", "number", "what"], sort=False)
-    mean = of[["accuracy", "nll", "bytes", "smaller", "faster 1", "faster 64"]].mean()
+    measures = ["accuracy", "nll", "bytes", "smaller", *(["faster 1", "faster 64"] if times else [])]
+    mean = of[measures].mean()
     low, high = of.accuracy.min(), of.accuracy.max()
     shown = {
         "accuracy, %": [

@@ -13,6 +13,7 @@ from dlopt_helpers.chapters.pipeline_tasks import SEEDS, TASKS, start, task
 from dlopt_helpers.lab.deployed import measured
 from dlopt_helpers.lab.measure import device_name
 from dlopt_helpers.lab.memo import cache_dir
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.pipeline import (
     distil,
@@ -27,6 +28,8 @@ from dlopt_helpers.pipeline import (
 )
 
 STEPS = 8_000
+# The columns that are alike on each machine and for each version of the code.
+LASTING = "group recipe seed number stage settings form parameters accuracy nll bytes".split()
 FEWER_SEEDS = {"data": range(3), "pairs": range(3)}
 
 # --- recipes ---------------------------------------------------------------------------------------
@@ -107,6 +110,16 @@ def made(group, recipes=None, seeds=None):
     names, seeds = recipes or RECIPES[group], seeds or FEWER_SEEDS.get(group, SEEDS)
     jobs = [joblib.delayed(_one)(group, name, seed) for name in names for seed in seeds]
     return pd.concat(spread(jobs, "pipelines"), ignore_index=True)
+
+
+def bar(seeds=SEEDS):
+    """Return the rows of the bar's pipeline for each seed: of :func:`made`, without times and keys."""
+    return pd.concat([_bar(seed) for seed in seeds], ignore_index=True)
+
+
+@published
+def _bar(seed):
+    return made("bar", ["strict"], [seed])[LASTING]
 
 
 def timed(rows, test):

@@ -17,6 +17,7 @@ from dlopt_helpers.bridges.pruning_torch import prunable, prune, remove_units
 from dlopt_helpers.lab.data import fresh_test, mnist1d
 from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import cnn, mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import one_thread, train
 from dlopt_helpers.pruning import (
@@ -145,7 +146,7 @@ def pruned(network, method, sparsity, seed):
     return run.assign(network=network, method=method, sparsity=sparsity, seed=seed)
 
 
-@memoise
+@published
 def _prunings(network, seed):
     settings = [("dense", 0.0), *itertools.product(METHODS, SPARSITIES)]
     settings += itertools.product(("ticket", "from scratch"), TICKETS)
@@ -170,7 +171,7 @@ def _table(function, networks, seeds):
     return pd.concat(spread(jobs, "networks"), ignore_index=True)
 
 
-@memoise
+@published
 def _two_of_four(network, seed):
     model = dense(network, seed)
     accuracies = {"dense": fresh_accuracy(model)}
@@ -211,7 +212,7 @@ def _activations(model, names):
 SCORES = ["L1", "L2", "activation"]
 
 
-@memoise
+@published
 def _removals(network, seed):
     model, rows = dense(network, seed), []
     for share in KEPT:

@@ -30,6 +30,7 @@ from dlopt_helpers.chapters.pruning_runs import fresh_accuracy, magnitude_masks
 from dlopt_helpers.lab import litert, onnxrt
 from dlopt_helpers.lab.data import fresh_test, mnist1d
 from dlopt_helpers.lab.memo import memoise
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import one_thread, train
 from dlopt_helpers.lab.twins import keras_twin
@@ -139,7 +140,7 @@ def quantized(network, scheme, bits, seed):
     )
 
 
-@memoise
+@published
 def _quantizations(network, seed):
     model = dense(network, seed)
     row = {"network": network, "scheme": "float", "bits": 32, "seed": seed, "stored": 32.0}
@@ -160,7 +161,7 @@ def quantizations(networks=NETWORKS, seeds=SEEDS):
 
 
 @one_thread()
-@memoise
+@published
 def _ranges(network, seed):
     model, (x, _) = dense(network, seed), fresh_test()
     weights, z = prunable(model), _logits(model, x)
@@ -215,7 +216,7 @@ def with_rounded_inputs(model, calibration, bits):
     return quantize_inputs(model, {name: affine(*map(float, r), bits) for name, r in found.items()})
 
 
-@memoise
+@published
 def _activations(network, seed):
     model, bits = dense(network, seed), [3, 4, 6, 8]
     rows = [
@@ -249,7 +250,7 @@ def rescale_channel(model, factor=100):
     return model
 
 
-@memoise
+@published
 def _rescaled(network, seed):
     as_trained = dense(network, seed)
     model, x = rescale_channel(dense(network, seed)), mnist1d().x_train
@@ -296,7 +297,7 @@ def files(network, seed):
     }
 
 
-@memoise
+@published
 def _in_runtimes(network, seed):
     (x, y), rows, made = fresh_test(), [], files(network, seed)
     answers = {(r, v): RUNTIMES[r].load(file)(x).argmax(1) for (r, v), file in made.items()}
@@ -355,7 +356,7 @@ def _shared(w, bits):
     return torch.from_numpy(left)
 
 
-@memoise
+@published
 def _compressed(network, seed, share=0.9, bits=4):
     model = dense(network, seed)
     start = 4 * sum(p.numel() for p in model.parameters())
@@ -398,7 +399,7 @@ EVEN = {
 FORMATS = [*EVEN, "codebook"]
 
 
-@memoise
+@published
 def formats():
     """Return what each format leaves of the weights of one network.
 
@@ -444,7 +445,7 @@ SHARES = np.linspace(0.05, 1, 39).round(3)
 
 
 @one_thread()
-@memoise
+@published
 def clippings():
     """Return rounding and clipping error and accuracy for shares of the range, and where calibrations lie."""
     rows, found, bins = [], [], []

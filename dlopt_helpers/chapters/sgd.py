@@ -14,8 +14,8 @@ from dlopt_helpers.chapters.landscape import height, landscape, row_on, still_ne
 from dlopt_helpers.chapters.proof import Walk, differences
 from dlopt_helpers.lab import summary
 from dlopt_helpers.lab.data import mnist1d
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.surfaces import beale, quadratic, saddle
 from dlopt_helpers.lab.sweep import sweep
 from dlopt_helpers.lab.training import train
@@ -54,7 +54,7 @@ def batch_gradients(gradients, batch_size, draws, seed=0):
     return share @ gradients
 
 
-@memoise
+@published
 def gradient_clouds(draws=150):
     """Return mini-batch gradients seen in the plane of the full gradient and of their widest scatter.
 

@@ -18,8 +18,8 @@ from dlopt_helpers.chapters import pruning_runs
 from dlopt_helpers.chapters.pruning_runs import accuracy, dense, fresh_accuracy
 from dlopt_helpers.lab.blocks import KINDS, block_net
 from dlopt_helpers.lab.data import fresh_test, mnist1d
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.summary import at_best_rate
 from dlopt_helpers.lab.training import train
@@ -114,7 +114,7 @@ SETTINGS = [
 ]
 
 
-@memoise
+@published
 def _ranked(way, rank):
     start, steps, rates = WAYS[way]
     rows = []
@@ -142,7 +142,7 @@ def ranked():
 # --- blocks --------------------------------------------------------------------------------------
 
 
-@memoise
+@published
 def _of_kind(kind, width):
     rows = []
     for depth, rate, seed in itertools.product(DEPTHS, BLOCK_RATES, BLOCK_SEEDS):

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from dlopt_helpers._require import require
 from dlopt_helpers.lab.data import fresh_test, mnist1d
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import batches, one_thread
 from dlopt_helpers.page.explorer import BLUE, GREEN, MUTED, RED, Explorer, Slider
@@ -167,7 +167,7 @@ def label_noise(shares=SHARES, seeds=SEEDS):
 
 
 @one_thread()
-@memoise  # directly on the function, whose file is its key
+@published  # directly on the function, whose file is its key
 def _with_noise(share, seed):
     data, rng = mnist1d(), np.random.default_rng(100 + seed)
     noisy = {"train": with_wrong_labels(data.y_train, share, rng)}
@@ -235,7 +235,7 @@ def flatness(seeds=SEEDS):
 
 
 @one_thread()
-@memoise  # directly on the function, whose file is its key
+@published  # directly on the function, whose file is its key
 def _flatness_of(way, seed):
     model, steps = fitted(way, seed)
     data, (x, y) = mnist1d(), fresh_test()

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from dlopt_helpers.bridges.pruning_torch import prunable, prune
 from dlopt_helpers.lab.data import fresh_test, mnist1d
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import train
 from dlopt_helpers.pruning import magnitude_mask, n_of_m_mask, threshold_for
@@ -52,7 +52,7 @@ def _accuracy(model):
     return (model(x).argmax(-1) == y).double().mean().item()
 
 
-@memoise
+@published
 def _in_bits(way, rate, seed):
     model = mlp(seed=seed)
     model = {"autocast": Autocast, "all bfloat16": nn.Module.bfloat16}.get(way, lambda m: m)(model)
@@ -107,7 +107,7 @@ def masks(pattern, weights, seed):
     return {name: make(w) for name, w in weights.items()}
 
 
-@memoise
+@published
 def _patterned(seed):
     model, rows = _trained(mlp(hidden=WIDTH, seed=seed), seed, STEPS), []
     start = {name: w.clone() for name, w in model.state_dict().items()}
@@ -134,7 +134,7 @@ def patterned():
 # --- float16 -------------------------------------------------------------------------------------
 
 
-@memoise
+@published
 def vanished(powers=(0, 8, 16, 28)):
     """Return what float16 makes of the gradients of the trained MLP's second layer's outputs.
 

@@ -17,7 +17,7 @@ from torch import nn
 from dlopt_helpers._require import require
 from dlopt_helpers.chapters.pipeline_tasks import start, task
 from dlopt_helpers.lab.data import fresh_test, mnist1d
-from dlopt_helpers.lab.memo import memoise
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.page.explorer import BLUE, GOLD, GREEN, MUTED, RED, Choice, Explorer, Slider
 from dlopt_helpers.pipeline import distil, factorise, prune_neurons, quantize
 
@@ -195,7 +195,7 @@ def _right(model, x, y):
 # --- Searches --------------------------------------------------------------------------------------
 
 
-@memoise
+@published
 def search(sampler, budget, seed, trials=TRIALS, steps=STEPS):
     """Search for the plan with the best validation accuracy whose bytes fit the budget.
 

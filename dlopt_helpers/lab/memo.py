@@ -15,6 +15,8 @@ import platformdirs
 from dlopt_helpers._require import refuse
 
 _PACKAGE = Path(__file__).parents[1]
+# What draws, asks, refuses, keeps, spreads or bears the version cannot change a result.
+_ASIDE = ("page/", "_require.py", "lab/memo.py", "lab/published.py", "lab/spread.py", "__init__.py")
 _LIBRARIES = ("numpy", "torch", "mnist1d", "scikit-learn")
 _inside = contextvars.ContextVar("inside a memoised function", default=False)
 
@@ -25,8 +27,10 @@ def cache_dir():
 
 
 @functools.cache
-def source_digest(*files):
-    """Return a SHA-256 over ``files``, what of the package they import, and the libraries' versions.
+def code_digest(*files):
+    """Return a SHA-256 over what ``files`` say, and what of the package they import says.
+
+    Comments, docstrings and layout say nothing that could change a result, so they do not count.
 
     Raises:
       ValueError: if there is no such file.
@@ -36,38 +40,88 @@ def source_digest(*files):
             refuse("files", file, "paths of files that exist")
     digest = hashlib.sha256()
     for file in sorted(_with_imports(files)):
-        digest.update(file.name.encode() + file.read_bytes())
-    for library in _LIBRARIES:
-        digest.update(f"{library}=={metadata.version(library)}".encode())
+        digest.update(file.name.encode() + repr(_said(_parsed(file))).encode())
     return digest.hexdigest()
 
 
-def _with_imports(files):
-    """Return ``files`` and all files of the package that they import, directly or not.
+def source_digest(*files):
+    """Return :func:`code_digest`, mixed with the versions of the libraries that train.
 
-    ``page`` is left out: what draws and asks cannot change a result.
+    Raises:
+      ValueError: if there is no such file.
     """
+    return hashlib.sha256(f"{code_digest(*files)} {libraries()}".encode()).hexdigest()
+
+
+def libraries():
+    """Return the libraries that could change a result, with their versions.
+
+    Example:
+      >>> sorted(libraries())
+      ['mnist1d', 'numpy', 'scikit-learn', 'torch']
+    """
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+def _parsed(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _said(node):
+    """Return a syntax tree as nested tuples, alike for each version of Python and without docstrings."""
+    if isinstance(node, list):
+        return tuple(map(_said, node))
+    if not isinstance(node, ast.AST):
+        return node
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        fields["body"] = node.body[1:]
+    # Newer versions of Python add fields, which are empty in code that older ones can read.
+    return type(node).__name__, *((name, _said(f)) for name, f in fields.items() if f is not None and f != [])
+
+
+def _with_imports(files):
+    """Return ``files`` and what of the package they import, directly or not, but for ``_ASIDE``."""
     found, left = set(), [Path(file) for file in files]
     while left:
         file = left.pop()
-        if file not in found and file.exists() and _PACKAGE / "page" not in file.parents:
+        if file not in found and file.exists():
             found.add(file)
             left += _imported(file)
     return found
 
 
 def _imported(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(file)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom):  # a name may be a module, or something inside one
             names = [node.module, *(f"{node.module}.{name}" for name in names)]
         for package, *rest in (name.split(".") for name in names):
             if package == _PACKAGE.name:
-                yield _PACKAGE.joinpath(*rest).with_suffix(".py") if rest else _PACKAGE / "__init__.py"
+                path = "/".join(rest) + ".py" if rest else "__init__.py"
+                if not path.startswith(_ASIDE):
+                    yield _PACKAGE / path
 
 
 def _of_package(function):
     return getattr(function, "__module__", "").startswith("dlopt_helpers.")
+
+
+def sources(function, arguments):
+    """Return the file of ``function`` and those of the functions and classes among its arguments.
+
+    None if one of them is not of the package, or the function is typed in: such code has no key.
+    """
+    file = inspect.getsourcefile(inspect.unwrap(function))
+    given = [a for a in arguments if callable(a)]
+    if not (file and os.path.exists(file) and all(map(_of_package, given))):
+        return None
+    return file, *sorted({inspect.getsourcefile(inspect.unwrap(a)) for a in given})
+
+
+def inside():
+    """Say whether this runs within a memoised function."""
+    return _inside.get()
 
 
 def memoise(function):
@@ -91,16 +145,13 @@ def memoise(function):
     """
     if not inspect.isfunction(function):
         refuse("function", function, "a function written in Python")
-    file = inspect.getsourcefile(inspect.unwrap(function))
-    known = file and os.path.exists(file)
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        callables = [a for a in (*args, *kwargs.values()) if callable(a)]
-        if not known or any(not _of_package(c) for c in callables):
+        files = sources(function, [*args, *kwargs.values()])
+        if not files:
             return function(*args, **kwargs)
-        files = {inspect.getsourcefile(inspect.unwrap(c)) for c in callables}
-        memory = joblib.Memory(cache_dir() / source_digest(file, *sorted(files))[:16], verbose=0)
+        memory = joblib.Memory(cache_dir() / source_digest(*files)[:16], verbose=0)
         outside = _inside.set(True)
         try:
             return memory.cache(function)(*args, **kwargs)
@@ -115,7 +166,7 @@ def in_pieces(jobs):
 
     An interrupt then loses the job at work and no other. Outside a memoised function they stay as they are.
     """
-    return [(_kept, (f, *args), kwargs) for f, args, kwargs in jobs] if _inside.get() else jobs
+    return [(_kept, (f, *args), kwargs) for f, args, kwargs in jobs] if inside() else jobs
 
 
 def _kept(function, *args, **kwargs):

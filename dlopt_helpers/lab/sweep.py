@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from dlopt_helpers._require import refuse, require_function, require_kind, require_option, require_whole
 from dlopt_helpers.lab.data import mnist1d
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.spread import spread
 from dlopt_helpers.lab.training import LOSS_ON, batches, one_thread, recorded, require_data, tensors
 from dlopt_helpers.sgd import SGD
@@ -108,7 +108,7 @@ def sweep(
     settings, seeds = _settings(grid, rule, model), [require_whole("one of seeds", s, 0) for s in seeds]
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
-    return _sweep(settings, rule, model, data or mnist1d(), steps, every, seeds, dtype, schedule)
+    return _sweep(settings, rule, model, data, steps, every, seeds, dtype, schedule)
 
 
 def _settings(grid, rule, model):
@@ -154,9 +154,10 @@ def _stacks(settings, rule, seeds):
     return [g[i : i + STACK] for g in groups.values() for i in range(0, len(g), STACK)]
 
 
-@memoise
+@published
 def _sweep(settings, rule, model, data, steps, every, seeds, dtype, schedule=constant):
     stacks = _stacks(settings, rule, seeds)
+    data = data or mnist1d()
     jobs = [joblib.delayed(_train_stack)(s, rule, model, data, steps, every, dtype, schedule) for s in stacks]
     return pd.concat(spread(jobs, "sweep"), ignore_index=True)
 

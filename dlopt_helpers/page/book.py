@@ -10,6 +10,7 @@ from dlopt_helpers.page.explorer import write_assets
 from dlopt_helpers.page.slides import write_slides
 
 PACKAGE = Path(__file__).parents[1]
+CODE = (".py", ".js", ".css", ".csv", ".jsonl")  # and what code reads
 TOOLS = ("fork.py", "handouts.py", "slides.py", "slides.css")  # no cell runs them
 # Kernels inherit these: no widget beside the HTML that a page shows, and no notes from TensorFlow.
 QUIET = {"DLOPT_STATIC": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -29,9 +30,9 @@ def setup(app):
 
 
 def code_digest(book):
-    """Return a digest of what notebooks run besides their own cells: the helpers and the pinned packages."""
+    """Return a digest of what cells run besides themselves: the helpers, their data, the pinned packages."""
     digest = hashlib.sha256()
-    files = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".js", ".css") and p.name not in TOOLS]
+    files = [p for p in PACKAGE.rglob("*") if p.suffix in CODE and p.name not in TOOLS]
     for path in [*sorted(files), book / "requirements.lock"]:
         if path.exists():
             digest.update(path.name.encode() + path.read_bytes())

@@ -293,6 +293,15 @@ def test_what_is_made_is_not_made_again_and_beginnings_are_shared(tiny):
     assert module.made("order", ["two"], seeds=[1]).equals(rows[2:].reset_index(drop=True))
 
 
+def test_the_bar_has_what_lasts(tiny, monkeypatch):
+    monkeypatch.setattr(module, "RECIPES", {"bar": {"strict": module.RECIPES["order"]["one"]}})
+    monkeypatch.setattr(module, "LASTING", ["seed", "number", "stage", "bytes"])  # nothing is measured here
+    monkeypatch.setattr(module, "_bar", module._bar.__wrapped__)
+    rows = module.bar(seeds=[3, 4])
+    assert list(rows.seed) == [3, 3, 4, 4] and list(rows.stage) == 2 * ["start", "distil"]
+    assert list(rows.columns) == module.LASTING and list(rows.index) == list(range(4))
+
+
 def test_seeds_unless_given(tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "spread", lambda jobs, what: seen.extend(job[1] for job in jobs) or [ROWS])
