@@ -40,7 +40,7 @@ def measured(path):
 def store(name, row):
     """Write a chapter's row over the one that was stored before."""
     old = pd.read_csv(STORED, index_col="chapter").T.to_dict() if STORED.exists() else {}
-    pd.DataFrame(old | {name: row}).T.rename_axis("chapter").sort_index().to_csv(STORED)
+    pd.DataFrame(old | {name: row}).T.astype("Int64").rename_axis("chapter").sort_index().to_csv(STORED)
 
 
 def main():

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from dlopt_helpers._require import require
 from dlopt_helpers.footprint import Memory, kept_numbers, mlp_cost, training_bytes
-from dlopt_helpers.lab.memo import memoise
 from dlopt_helpers.lab.models import cnn, mlp
+from dlopt_helpers.lab.published import published
 from dlopt_helpers.lab.runtimes import quiet
 from dlopt_helpers.lab.training import one_thread
 
@@ -162,7 +162,7 @@ def sizes(width, depth):
 
 
 @one_thread()
-@memoise
+@published
 def memory_grid():
     """Measure training of each MLP of the explorer.
 

@@ -29,7 +29,8 @@ from dlopt_helpers.pipeline import (
 
 STEPS = 8_000
 # The columns that are alike on each machine and for each version of the code.
-LASTING = "group recipe seed number stage settings form parameters accuracy nll bytes".split()
+LASTING = ["group", "recipe", "seed", "number", "stage", "settings", "form"]
+LASTING += ["parameters", "accuracy", "nll", "bytes"]
 FEWER_SEEDS = {"data": range(3), "pairs": range(3)}
 
 # --- recipes ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ SWEEP = {
 }
 CALLS = {
     "lab.sweep._sweep": {"settings": [{"lr": 1.8}], "seeds": list(range(5)), **SWEEP},
+    "chapters.background_memory.memory_grid": {},
     "chapters.sgd.gradient_clouds": {},
     "chapters.pruning_runs._two_of_four": {"network": "mlp512", "seed": 0},
     "chapters.distillation_runs._error_told": {"seed": 0},
@@ -42,9 +43,9 @@ CALLS = {
 
 
 def numbers(result):
-    """Return the measured numbers of a result, and the rest."""
+    """Return the numbers of a result, and the rest."""
     table = result if isinstance(result, pd.DataFrame) else pd.DataFrame([result])
-    return table.select_dtypes("float"), table.select_dtypes(exclude="float")
+    return table.select_dtypes("number"), table.select_dtypes(exclude="number")
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -52,10 +53,10 @@ def test_a_published_result_can_be_trained(name, monkeypatch):
     module, function = f"dlopt_helpers.{name}".rsplit(".", 1)
     function = getattr(importlib.import_module(module), function)
     monkeypatch.setenv("DLOPT_TRAIN", "never")
-    stored, settings = numbers(function(**CALLS[name]))
+    stored, words = numbers(function(**CALLS[name]))
     monkeypatch.setenv("DLOPT_TRAIN", "always")
     measured, same = numbers(function.__wrapped__(**CALLS[name]))
-    pd.testing.assert_frame_equal(settings, same)
+    pd.testing.assert_frame_equal(words, same)
     # Another processor adds in another order, and training makes more of that: a few points, here and there.
     apart = abs(measured - stored) / (0.05 + 0.1 * abs(stored))
     assert apart.mean().max() < 1, json.dumps(apart.mean().to_dict())

@@ -20,7 +20,13 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
-CODE = ["package/page/explorer.js", "package/sgd.py", "package/new.py", "package/runs.jsonl", "requirements.lock"]
+CODE = [
+    "package/page/explorer.js",
+    "package/sgd.py",
+    "package/new.py",
+    "package/runs.jsonl",
+    "requirements.lock",
+]
 
 
 @pytest.mark.parametrize("name", CODE)
