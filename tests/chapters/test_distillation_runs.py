@@ -21,7 +21,7 @@ from dlopt_helpers.lab.training import batches
 torch.set_num_threads(1)
 
 SEEDS = set(module.SEEDS)
-MEMOISED = ["_teacher", "_taught", "_decayed", "_hinted", "_transferred", "_omitted", "_error_told"]
+MEMOISED = ["_teacher", "_taught", "_decayed", "_hinted", "_transferred", "_omitted", "_error_told", "_knows"]
 
 
 @functools.cache
