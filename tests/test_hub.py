@@ -70,8 +70,8 @@ def test_every_chapter_was_measured_and_fits():
 def test_the_plans_say_how_long_chapters_take():
     table = pd.read_csv(HUB / "kernels.csv", index_col="chapter")
     plans = (ROOT / "workshop/plans.md").read_text(encoding="utf-8")
-    assert "up to three minutes on one processor core, the later ones about one" in plans
-    assert 120 < table["first time, s"].max() < 180 and 30 < table["again, s"].max() < 90
+    assert "up to three minutes on one processor core, the later ones up to one and a half" in plans
+    assert 120 < table["first time, s"].max() <= 180 and 60 < table["again, s"].max() <= 90
     assert "a quarter of an hour" in PAGE and 600 < table["first time, s"].sum() < 1_200
 
 
