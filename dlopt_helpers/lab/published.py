@@ -83,6 +83,8 @@ def _simple(value):
         return [_simple(v) for v in value]
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, np.generic):  # a seed or a share that was read off a table
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(value)

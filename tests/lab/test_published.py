@@ -64,7 +64,7 @@ def test_what_was_published_is_not_trained_again(package, tmp_path, monkeypatch)
     monkeypatch.setenv("DLOPT_CACHE", str(tmp_path / "another machine"))
     monkeypatch.setattr(published, "libraries", lambda: {"numpy": "another version"})
     monkeypatch.setenv("DLOPT_TRAIN", "never")
-    assert module.trained(3) == module.trained(3, rule=None) == result and module.CALLS == []
+    assert module.trained(3) == module.trained(np.int64(3), rule=None) == result and module.CALLS == []
     with pytest.raises(LookupError, match=r"trained.*\"seed\": 4.* has no published result"):
         module.trained(4)
     monkeypatch.setenv("DLOPT_TRAIN", "always")
