@@ -75,8 +75,8 @@ test: $(READY) ## run every check, from lint to the built pages
 	$(call say,Tests of the package and the notebooks and the built pages)
 	@CHROMIUM="$$(sh tests/chromium.sh $(BIN)/python)" $(OFFLINE) $(SPREAD)
 	$(call say,Chapters in fresh kernels)
-	@$(OFFLINE) TQDM_DISABLE=1 DLOPT_TRAIN=$(or $(DLOPT_TRAIN),never) $(SPREAD) --nbval-lax --nbval-kernel-name python3 --nbval-cell-timeout 1800 \
-	  --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
+	@$(OFFLINE) TQDM_DISABLE=1 DLOPT_TRAIN=$(or $(DLOPT_TRAIN),never) $(SPREAD) --nbval-lax \
+	  --nbval-kernel-name python3 --nbval-cell-timeout 1800 --nbval-sanitize-with tests/sanitize.cfg --timeout 0 chapters
 	@printf '\nAll checks passed.\n'
 
 exercises: $(READY) ## write the exercises of each chapter as notebooks, to answer and with solutions
@@ -117,8 +117,8 @@ lock: ## pin the newest packages in requirements.lock (UPGRADE= keeps what is pi
 again: _build ## build the book once more, from nothing, and compare the pages
 	$(call say,Training and building anew)
 	@rm -rf _build/again
-	@DLOPT_TRAIN=always DLOPT_CACHE=$(CURDIR)/_build/again/kept $(OFFLINE) $(BIN)/jupyter-book build . -W --keep-going --quiet \
-	  --path-output _build/again
+	@DLOPT_TRAIN=always DLOPT_CACHE=$(CURDIR)/_build/again/kept $(OFFLINE) \
+	  $(BIN)/jupyter-book build . -W --keep-going --quiet --path-output _build/again
 	@$(BIN)/python tests/reproduce.py $(BOOK) _build/again/_build/html
 
 mutants: $(READY) ## plant famous faults, see which test catches each (JOBS=2 at once)

@@ -57,8 +57,8 @@ def test_a_published_result_can_be_trained(name, monkeypatch):
     monkeypatch.setenv("DLOPT_TRAIN", "always")
     measured, same = numbers(function.__wrapped__(**CALLS[name]))
     pd.testing.assert_frame_equal(words, same)
-    # Another processor adds in another order, and training makes more of that: a few points, here and there.
-    apart = abs(measured - stored) / (0.05 + 0.1 * abs(stored))
+    # Another processor adds in another order, and training makes more of that: two to four points.
+    apart = abs(measured - stored) / (0.02 + 0.02 * abs(stored))
     assert apart.mean().max() < 1, json.dumps(apart.mean().to_dict())
 
 
